@@ -1,0 +1,14 @@
+"Face forgery detection with high-frequency features: the paper of Luo et al. (CVPR 2021) as a library"
+__version__ = "0.1.0"
+from importlib import import_module
+
+_lazy = dict(create_model='models', load_checkpoint='checkpoints', save_checkpoint='checkpoints', HffError='paths')
+
+
+def __getattr__(name):
+    "Load the public names when first used, so that `import hff` stays quick"
+    if name in _lazy: return getattr(import_module(f'hff.{_lazy[name]}'), name)
+    raise AttributeError(f"module 'hff' has no attribute {name!r}")
+
+
+def __dir__(): return [*globals(), *_lazy]
