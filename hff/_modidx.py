@@ -12,4 +12,15 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'hff.paths.root': ('paths.html#root', 'hff/paths.py'),
                            'hff.paths.runs_dir': ('paths.html#runs_dir', 'hff/paths.py'),
                            'hff.paths.sha256': ('paths.html#sha256', 'hff/paths.py'),
-                           'hff.paths.write_json': ('paths.html#write_json', 'hff/paths.py')}}}
+                           'hff.paths.write_json': ('paths.html#write_json', 'hff/paths.py')},
+            'hff.recipe': { 'hff.recipe.Recipe': ('recipe.html#recipe', 'hff/recipe.py'),
+                            'hff.recipe.Recipe.__post_init__': ('recipe.html#recipe.__post_init__', 'hff/recipe.py'),
+                            'hff.recipe.Recipe.hash': ('recipe.html#recipe.hash', 'hff/recipe.py'),
+                            'hff.recipe.Recipe.name': ('recipe.html#recipe.name', 'hff/recipe.py'),
+                            'hff.recipe._check': ('recipe.html#_check', 'hff/recipe.py'),
+                            'hff.recipe._presets': ('recipe.html#_presets', 'hff/recipe.py'),
+                            'hff.recipe.load_preset': ('recipe.html#load_preset', 'hff/recipe.py'),
+                            'hff.recipe.load_recipe': ('recipe.html#load_recipe', 'hff/recipe.py'),
+                            'hff.recipe.make_recipe': ('recipe.html#make_recipe', 'hff/recipe.py'),
+                            'hff.recipe.preset_recipe': ('recipe.html#preset_recipe', 'hff/recipe.py'),
+                            'hff.recipe.table_recipes': ('recipe.html#table_recipes', 'hff/recipe.py')}}}
