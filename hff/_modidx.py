@@ -47,4 +47,17 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'hff.recipe.load_recipe': ('recipe.html#load_recipe', 'hff/recipe.py'),
                             'hff.recipe.make_recipe': ('recipe.html#make_recipe', 'hff/recipe.py'),
                             'hff.recipe.preset_recipe': ('recipe.html#preset_recipe', 'hff/recipe.py'),
-                            'hff.recipe.table_recipes': ('recipe.html#table_recipes', 'hff/recipe.py')}}}
+                            'hff.recipe.table_recipes': ('recipe.html#table_recipes', 'hff/recipe.py')},
+            'hff.video': { 'hff.video.Clip': ('video.html#clip', 'hff/video.py'),
+                           'hff.video.Clip.__len__': ('video.html#clip.__len__', 'hff/video.py'),
+                           'hff.video.Clip.__post_init__': ('video.html#clip.__post_init__', 'hff/video.py'),
+                           'hff.video.Clip.__repr__': ('video.html#clip.__repr__', 'hff/video.py'),
+                           'hff.video._decoded': ('video.html#_decoded', 'hff/video.py'),
+                           'hff.video._encode': ('video.html#_encode', 'hff/video.py'),
+                           'hff.video._pick': ('video.html#_pick', 'hff/video.py'),
+                           'hff.video.count_frames': ('video.html#count_frames', 'hff/video.py'),
+                           'hff.video.frame_indices': ('video.html#frame_indices', 'hff/video.py'),
+                           'hff.video.read_mask_video': ('video.html#read_mask_video', 'hff/video.py'),
+                           'hff.video.read_video': ('video.html#read_video', 'hff/video.py'),
+                           'hff.video.write_mask_video': ('video.html#write_mask_video', 'hff/video.py'),
+                           'hff.video.write_video': ('video.html#write_video', 'hff/video.py')}}}
