@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import expit
 
 from .datasets import FaceDataset, normalise
 from .paths import HffError, atomic
@@ -97,4 +98,4 @@ def score_faces(
         t.loc[bad, 'status'] = 'error'
         if good: t.loc[[r for _,r in good], 'logit'] = score_images(model, torch.stack([x for x,_ in good]), batch_size)
         if step: step(len(batch))
-    return check_scores(t.assign(score=torch.from_numpy(t.logit.to_numpy(float)).sigmoid().numpy()))
+    return check_scores(t.assign(score=expit(t.logit.astype(float))))
