@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['Camera', 'make_camera', 'mosaic', 'demosaic', 'develop', 'sharpen', 'camera']
 
-# %% ../../nbs/29d_camera.ipynb #61d4a546
+# %% ../../nbs/29d_camera.ipynb #14296497
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-# %% ../../nbs/29d_camera.ipynb #b62906af
+# %% ../../nbs/29d_camera.ipynb #363f03dc
 @dataclass(frozen=True)
 class Camera:
     "Settings of one camera"
     blur:float=.8 # lens, standard deviation in sensor pixels (two for each pixel of the frame)
-    shot:float=.0012 # photon noise: variance for each unit of light
-    read:float=.004 # noise of the electronics, standard deviation
+    shot:float=.00018 # photon noise: variance for each unit of light
+    read:float=.0018 # noise of the electronics, standard deviation
     red:float=1.9 # white balance gain of red
     blue:float=1.6 # white balance gain of blue
     cast:tuple=(1., 1., 1.) # error left after white balance
@@ -32,12 +32,12 @@ def make_camera(
     rng:np.random.Generator,
 )->Camera: # one camera
     "Draw a camera: lens, sensor and processing"
-    u, noise = rng.uniform, np.exp(rng.normal(0, .4))
-    return Camera(blur=u(.55, 1.35), shot=.0011*noise, read=.004*noise**.5, red=u(1.5, 2.2), blue=u(1.3, 2.), sharpen=u(0, .9),
+    u, noise = rng.uniform, np.exp(rng.normal(0, .55))
+    return Camera(blur=u(.55, 1.35), shot=.00017*noise, read=.0018*noise**.5, red=u(1.5, 2.2), blue=u(1.3, 2.), sharpen=u(0, .9),
                   cast=tuple(1+np.round(rng.normal(0, [.03, .008, .04]), 4)), saturation=u(.95, 1.25), contrast=u(.1, .45),
                   smooth=max(0., u(-.6, .7)), vignette=u(0, .3), edge_aware=bool(rng.random()<.6))
 
-# %% ../../nbs/29d_camera.ipynb #6e156c5d
+# %% ../../nbs/29d_camera.ipynb #9314e3d8
 def mosaic(
     x:np.ndarray, # linear light, (H, W, 3)
     cam:Camera,
@@ -59,7 +59,7 @@ def demosaic(
     x = cv2.cvtColor(np.rint(raw*65535).astype(np.uint16), code).astype(np.float32)/65535
     return np.maximum((x-.02)/.98*np.array([cam.red, 1, cam.blue], np.float32), 0)
 
-# %% ../../nbs/29d_camera.ipynb #02bc2a92
+# %% ../../nbs/29d_camera.ipynb #2a85faa9
 def develop(
     x:np.ndarray, # linear light, (H, W, 3), float32
     cam:Camera,
@@ -79,7 +79,7 @@ def sharpen(
     "Unsharp masking"
     return y+np.float32(amount)*(y-cv2.GaussianBlur(y, (0, 0), 1.)) if amount else y
 
-# %% ../../nbs/29d_camera.ipynb #9eb97f47
+# %% ../../nbs/29d_camera.ipynb #d0c7a1e6
 def camera(
     linear_rgb:np.ndarray, # light, (2H, 2W, 3), 1 = white
     cam:Camera,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Person', 'make_person', 'State', 'clip_states', 'render', 'make_clip']
 
-# %% ../../nbs/30_heads.ipynb #094be7ce
+# %% ../../nbs/30_heads.ipynb #e834eeca
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import SimpleNamespace
@@ -14,13 +14,14 @@ import cv2
 import numpy as np
 
 from .camera import Camera, camera, make_camera
+from .hair import beard, brows, grow, hairline, lashes, make_hair, splat, strand_points
 from .mesh import head_asset, macro, mesh_landmarks, morph, vertex_normals
 from .raster import interpolate, rasterize
 from .scene import Light, background, make_light
 from .skin import face_maps, linear, make_skin, noise, skin_texture, texture_size, texture_xy
 from ..video import Clip
 
-# %% ../../nbs/30_heads.ipynb #e542ac40
+# %% ../../nbs/30_heads.ipynb #bc19baac
 @dataclass(frozen=True, eq=False)
 class Person:
     "Everything that stays the same while a person is filmed"
@@ -39,6 +40,7 @@ class Person:
     place:tuple # of the eyes' middle in the frame, shares
     distance:float # camera to face, decimetres
     manner:dict # how the person moves
+    exposure:float=1. # brighter or darker than the camera's meter wants
 
 def _draw_morphs(rng, race, sex, old):
     "Macro body plus a few dozen details"
@@ -67,10 +69,10 @@ def make_person(
     k = rng.choice(7, p=[.25, .15, .15, .12, .14, .1, .09]) if race=='caucasian' else rng.choice(2)
     eyes = dict(rgb=tuple(np.round(linear(_iris[k])*u(.8, 1.4), 4).tolist()), pupil=u(.32, .5), iris=u(.42, .46), white=u(.62, .8), lashes=u(.5, 1) if sex=='female' else u(.2, .6))
     manner = dict(energy=u(.6, 1.2), smile=u(0, .6), talk=u(.3, 1.), yaw=u(-9, 9), pitch=u(-5, 4), roll=u(-4, 4), rate=u(.7, 1.3))
-    return Person(seed, sex, race, old, _draw_morphs(rng, race, sex, old), skin, eyes, dict(), dict(rgb=tuple(np.round(linear(np.clip(u(.08, .85)+rng.normal(0, .12, 3), .03, .95)), 4).tolist())),
-        make_light(rng), make_camera(rng), u(.485, .535), (.5+u(-.02, .02), .45+u(-.015, .015)), u(7, 14), manner)
+    return Person(seed, sex, race, old, _draw_morphs(rng, race, sex, old), skin, eyes, make_hair(rng, race, sex, old), dict(rgb=tuple(np.round(linear(np.clip(u(.08, .85)+rng.normal(0, .12, 3), .03, .95)), 4).tolist())),
+        make_light(rng), make_camera(rng), u(.485, .535), (.5+u(-.02, .02), .45+u(-.015, .015)), u(7, 14), manner, float(np.exp(rng.normal(0, .14))))
 
-# %% ../../nbs/30_heads.ipynb #5d9eab17
+# %% ../../nbs/30_heads.ipynb #99139142
 @dataclass(frozen=True)
 class State:
     "Pose, gaze and expression in one frame"
@@ -113,7 +115,7 @@ def clip_states(
         out.append(State(*np.round(pose[k], 3).tolist(), tuple(np.round(shift[k], 4).tolist()), tuple(np.round(gaze[k], 2).tolist()), ex))
     return out
 
-# %% ../../nbs/30_heads.ipynb #e35c153c
+# %% ../../nbs/30_heads.ipynb #1a4eeccc
 @lru_cache(maxsize=4)
 def _body(person):
     "What a person's frames share: shape, texture, scale, background, exposure"
@@ -127,6 +129,15 @@ def _body(person):
     p = mesh_landmarks(_project(person, b, State(), 1.)[0])
     box = np.ptp(p, axis=0)
     b.scale = min(person.width/box[0], .685/box[1])
+    n = vertex_normals(v, a.triangles)
+    b.hair = grow(person.hair, v, n, person.seed)
+    b.brows = brows(person.hair, v, n, person.seed)
+    b.beard = beard(person.hair, v, n, person.seed) if person.hair['beard']!='none' else None
+    line = hairline(a.vertices, person.hair['up'], person.hair['temples'])
+    if person.hair['style']=='bald': line = np.minimum(line, 7.72-a.vertices[:,1])
+    b.scalp = line.astype(np.float32)
+    b.fuzz = .5*noise(np.random.default_rng([person.seed, 56]), texture_size, 1.)+.5*noise(np.random.default_rng([person.seed, 57]), texture_size, 5)
+    b.exposure = person.exposure*.62*(1+.3*person.skin['melanin'])/_draw(person, b, State(), 64).mean_light
     return b
 
 def _posed(b, state):
@@ -145,27 +156,38 @@ def _posed(b, state):
 def _project(person, b, state, size):
     "Picture places (V, 2), depth (V,), posed vertices, unposed vertices and the head's rotation"
     flat, v, rot = _posed(b, state)
-    k = (person.distance/(person.distance-v[:,2]))*(b.scale if b.scale!=1. else 1.)*size
+    k = (person.distance/(person.distance-v[:,2]))*b.scale*size
     x, y = (np.array(person.place)+state.shift)*size
     return np.stack([x+v[:,0]*k-.5, y-v[:,1]*k-.5], -1), person.distance-v[:,2], v, flat, rot
 
-# %% ../../nbs/30_heads.ipynb #c67ab9a6
+# %% ../../nbs/30_heads.ipynb #a9332fec
 def _unit(x): return x/np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
 
-def _shadow(v, triangles, points, d, size=224, bias=.035, extra=None):
-    "Share of light from direction `d` that reaches `points`: a depth picture seen from the lamp, looked up softly"
-    right = _unit(np.cross([0, 1, 0], d)); m = np.stack([right, np.cross(d, right), -np.asarray(d)], 1).astype(np.float32)
-    p, q = v@m, points@m
-    s = size/3.6; xy = p[:,:2]*s+[size/2, size*.45]
+def _lamp_view(d):
+    "Axes (3, 3) whose last one runs along the light"
+    right = _unit(np.cross([0, 1, 0], d)); return np.stack([right, np.cross(d, right), -np.asarray(d)], 1).astype(np.float32)
+
+def _light_map(v, triangles, strands, d, size=224):
+    "Depth picture seen from the lamp in direction `d`: what shadows are made of"
+    m = _lamp_view(d); p = v@m; s = size/3.6; xy = p[:,:2]*s+[size/2, size*.45]
     index, w = rasterize(xy, p[:,2], triangles, size)
     depth = np.full((size, size), 99, np.float32); hit = index>=0
     depth[hit] = interpolate(p[:,2], triangles, index[hit], w[hit])
-    c = q[:,:2]*s+np.array([size/2, size*.45], np.float32); lit = 0
-    taps = np.array([(0, 0), (1.2, .4), (-.4, 1.2), (-1.2, -.4), (.4, -1.2), (2, -1.6), (-2, 1.6), (1.6, 2), (-1.6, -2)], np.float32)
-    for o in taps:
-        x, y = np.clip(np.rint(c+o).astype(np.int32), 0, size-1).T
-        lit = lit+np.clip((depth[y,x]-q[:,2]+bias)/.03, 0, 1)
-    return (lit/len(taps)).astype(np.float32)
+    q = strands@m; q[...,:2] = q[...,:2]*s+np.array([size/2, size*.45], np.float32)
+    x, y, z, _ = strand_points(q, 2.)
+    x, y = np.rint(x).astype(np.int32).ravel(), np.rint(y).astype(np.int32).ravel(); ok = (x>=0)&(x<size)&(y>=0)&(y<size)
+    np.minimum.at(depth.reshape(-1), y[ok]*size+x[ok], z.ravel()[ok])
+    return SimpleNamespace(depth=cv2.erode(depth, np.ones((2, 2))), m=m, s=s, size=size)
+
+_taps = np.array([(0, 0), (1.2, .4), (-.4, 1.2), (-1.2, -.4), (.4, -1.2), (2, -1.6), (-2, 1.6), (1.6, 2), (-1.6, -2)], np.float32)
+
+def _lit(light_map, points, bias=.035, ramp=.03, taps=9):
+    "Share of the lamp's light that reaches `points` (N, 3)"
+    q = points@light_map.m; n = light_map.size; c = q[:,:2]*light_map.s+np.array([n/2, n*.45], np.float32); lit = 0
+    for o in _taps[:taps]:
+        x, y = np.clip(np.rint(c+o).astype(np.int32), 0, n-1).T
+        lit = lit+np.clip((light_map.depth[y,x]-q[:,2]+bias)/ramp, 0, 1)
+    return (lit/taps).astype(np.float32)
 
 def _specular(n, l, view, power):
     "Normalised Blinn highlight with Fresnel reflection"
@@ -173,7 +195,7 @@ def _specular(n, l, view, power):
     f = .035+.965*(1-vh)**5
     return f*(power+8)/(8*np.pi)*nh**power*np.clip(n@np.asarray(l, np.float32), 0, 1)*np.pi
 
-# %% ../../nbs/30_heads.ipynb #08ad1d87
+# %% ../../nbs/30_heads.ipynb #b7aa039a
 def _eye(person, b, part, rest, gaze):
     "Colour of the eyeballs: white, iris, pupil; and how much each point belongs to the iris"
     out, iris = np.zeros((len(rest), 3), np.float32), np.zeros(len(rest), np.float32)
@@ -195,26 +217,67 @@ def _eye(person, b, part, rest, gaze):
         out[m] = c*(1-w)+white*w; iris[m] = 1-w[:,0]
     return out, iris
 
-# %% ../../nbs/30_heads.ipynb #e85c9475
-def render(
-    person:Person,
-    state:State=State(),
-    size:int=192, # of the frame; everything is drawn at twice this size
-):
-    "One frame before the camera: `rgb` (2S, 2S, 3) linear light, `landmarks` (468, 2) and `visible` (S, S) of the final frame, `depth`, `normal` (2S, 2S)"
-    a, b, s = head_asset(), _body(person), 2*size
+# %% ../../nbs/30_heads.ipynb #e2984aca
+def _turn(b, p, rot):
+    "Pose strands that grow on the head (the neck takes only part of the turn)"
+    w = np.clip((p[...,1:2]+7.28-5.75)/.6, 0, 1); w = w*w*(3-2*w)
+    return (p+w*((p-b.pivot)@rot.T+b.pivot-p)).astype(np.float32)
+
+def _to_picture(person, b, state, p, size):
+    "Strands (S, K, 3) as picture x, y and depth"
+    k = (person.distance/(person.distance-p[...,2]))*np.float32(b.scale*size); x, y = (np.array(person.place)+state.shift)*size
+    return np.stack([x+p[...,0]*k-.5, y-p[...,1]*k-.5, person.distance-p[...,2]], -1).astype(np.float32)
+
+def _strand_light(p, rgb, tint, layer, lamp, centre, distance, light_map, shine, dense=True):
+    "Colour (S, K, 3) of strands: soft light by the side they lie on, two highlights across the strand"
+    t = _unit(np.gradient(p, axis=1)); k = p.shape[1]
+    c = np.broadcast_to(centre, p.shape).copy(); c[...,1] = np.minimum(c[...,1], p[...,1]+.15)
+    nv = _unit(p-c); view = _unit(np.array([0, 0, distance], np.float32)-p)
+    lit = _lit(light_map, p.reshape(-1, 3), .07, .12, 3).reshape(p.shape[:2])
+    along = np.linspace(0, 1, k, dtype=np.float32)[None]
+    inner = (.3+.7*layer[:,None])*(.6+.4*along) if dense else np.ones((len(p), k), np.float32)
+    key, rim = np.asarray(lamp.key, np.float32), np.asarray(lamp.rim, np.float32)
+    sin = lambda a: np.sqrt(np.clip(1-a*a, 0, 1))
+    direct = np.clip(nv@key*.65+.35, 0, 1)*lit*sin(t@key)*(.5+.5*inner)
+    up = nv[...,1:2]*.5+.5; around = (np.array(lamp.ground)*(1-up)+np.array(lamp.sky)*up)*inner[...,None]
+    fill = np.clip(nv@np.asarray(lamp.fill, np.float32)*.6+.4, 0, 1)*inner
+    back = np.clip(nv@rim*.6+.2, 0, 1)*sin(t@rim)
+    light = direct[...,None]*np.array(lamp.key_rgb)*1.25+around*.9+fill[...,None]*np.array(lamp.fill_rgb)+back[...,None]*np.array(lamp.rim_rgb)
+    base = np.array(rgb, np.float32)*tint[:,None,None]
+    h = _unit(key+view); shift = .12*(layer[:,None]-.5); s = sin((t*h).sum(-1)+shift)
+    gleam = (s**90*.16+s**18*.05)*direct*shine; edge = sin((t*_unit(rim+view)).sum(-1))**20*back*.25*shine
+    return (base*light+gleam[...,None]*np.array(lamp.key_rgb)*(.35+1.3*np.sqrt(base))+edge[...,None]*np.array(lamp.rim_rgb)*(.3+base)).astype(np.float32)
+
+def _paint(rgb, pix, point, colors, u, opacity=1.):
+    "Colour the pixels that strands have won"
+    m = len(u); s, j = point//m, point%m; i = np.minimum(u[j].astype(int), colors.shape[1]-2); f = (u[j]-i)[:,None]
+    c = colors[s,i]*(1-f)+colors[s,i+1]*f
+    flat = rgb.reshape(-1, 3); flat[pix] = flat[pix]*(1-opacity)+c*opacity
+
+# %% ../../nbs/30_heads.ipynb #c0ce5f61
+def _draw(person, b, state, size):
+    "One picture at twice the frame's `size`; see `render`"
+    a, s = head_asset(), 2*size; zoom = s/384
     xy, z, v, flat, rot = _project(person, b, state, s)
     index, w = rasterize(xy, z, a.triangles, s)
     hit = index>=0; i, w = index[hit], w[hit]; at = lambda q: interpolate(q, a.triangles, i, w)
+    depth = np.full((s, s), 1e6, np.float32); depth[hit] = at(z)
+    hair = _turn(b, b.hair.p, rot); lamp = person.light
+    hx, hy, hz, hu = strand_points(_to_picture(person, b, state, hair, s), 1.3)
+    pix, point = splat(hx, hy, hz, depth)
+    cover = np.zeros(s*s, np.float32); cover[pix] = 1; cover = cover.reshape(s, s)
+    lmap = _light_map(v, a.triangles, hair, lamp.key)
     part, p, rest = a.part[i], at(v), at(flat)
     n = _unit(at(vertex_normals(v, a.triangles))); uv = at(b.uv)
     view = _unit(np.array([0, 0, person.distance], np.float32)-p)
     full = np.zeros((s, s, 2), np.float32); full[hit] = uv
     tex = lambda t: cv2.remap(t, full[...,0], full[...,1], cv2.INTER_LINEAR)[hit]
-    albedo, gloss, slope = tex(b.texture.albedo), tex(b.texture.gloss), tex(b.texture.slope)
+    albedo, gloss, slope, fuzz = tex(b.texture.albedo), tex(b.texture.gloss), tex(b.texture.slope), tex(b.fuzz)
     skin = (part==0)|(part==8)|(part==7)
     right = _unit(np.cross(np.array([0, 1, 0], np.float32), n))
     n = np.where(skin[:,None], _unit(n-slope[:,:1]*right*.35+slope[:,1:]*np.cross(n, right)*.35), n)
+    root = (np.clip(at(b.scalp)/.07+.35*fuzz+.3, 0, 1)*(part==0))[:,None]*.88
+    albedo = albedo*(1-root)+np.array(person.hair['rgb'], np.float32)*.55*root
     eye, iris = _eye(person, b, part, rest, state.gaze)
     is_eye = (part==1)|(part==2); albedo[is_eye] = eye[is_eye]
     teeth = (part==3)|(part==4)
@@ -223,37 +286,58 @@ def render(
     inside = teeth|(part==5)|(part==6)
     lips = mesh_landmarks(flat)[[13, 14]].mean(0)
     ao[inside] = np.exp(-4.5*np.clip(lips[2]-rest[inside,2]-.03, 0, 2))*.75
-    lamp = person.light
     cloth = (part==8)&(at(a.vertices[:,1])<5.95-.25*np.clip(at(a.vertices[:,2]), 0, 1))
     albedo[cloth] = person.clothes['rgb']
-    lit = _shadow(v, a.triangles, p, lamp.key)
+    ao = ao*(1-.55*cv2.GaussianBlur(np.roll(cover, int(4*zoom), 0), (0, 0), 7*zoom)[hit])
+    lit = _lit(lmap, p)
     wrap = lambda d, k: np.clip((n@np.asarray(d, np.float32)+k)/(1+k), 0, 1)
-    light = (wrap(lamp.key, .18)*lit)[:,None]*np.array(lamp.key_rgb)*1.25+wrap(lamp.fill, .35)[:,None]*np.array(lamp.fill_rgb)
+    light = (wrap(lamp.key, .18)*lit)[:,None]*np.array(lamp.key_rgb)*1.25+wrap(lamp.fill, .35)[:,None]*np.array(lamp.fill_rgb)*(.4+.6*ao)[:,None]
     light = light*np.where(inside, ao, 1)[:,None]+(wrap(lamp.rim, .1)*ao)[:,None]*np.array(lamp.rim_rgb)*~inside[:,None]
     up = (n[:,1:2]*.5+.5); light += (np.array(lamp.ground)*(1-up)+np.array(lamp.sky)*up)*ao[:,None]
-    picture = np.zeros((s, s, 3), np.float32); picture[hit] = light*skin[:,None]
-    mask = np.zeros((s, s), np.float32); mask[hit] = skin&~cloth
-    soft = np.stack([cv2.GaussianBlur(picture[...,c], (0, 0), q*s/384)/np.maximum(cv2.GaussianBlur(mask, (0, 0), q*s/384), 1e-3) for c, q in enumerate((4.5, 2., 1.2))], -1)[hit]
-    light = np.where((mask[hit]>0)[:,None], .25*light+.75*soft, light).astype(np.float32)
+    body = skin&~cloth; mask = np.zeros((s, s), np.float32); mask[hit] = body
+    picture = np.zeros((s, s, 3), np.float32); picture[hit] = light*body[:,None]
+    soft = np.stack([cv2.GaussianBlur(picture[...,c], (0, 0), q*zoom)/np.maximum(cv2.GaussianBlur(mask, (0, 0), q*zoom), 1e-3) for c, q in enumerate((4.5, 2., 1.2))], -1)[hit]
+    light = np.where(body[:,None], .25*light+.75*soft, light).astype(np.float32)
     shine = (_specular(n, lamp.key, view, 14.)*.55+_specular(n, lamp.key, view, 55.)*.3)*lit
     shine = shine[:,None]*np.array(lamp.key_rgb)+_specular(n, lamp.rim, view, 14.)[:,None]*np.array(lamp.rim_rgb)*.6
-    shine = shine*np.where(is_eye, 0, np.where(teeth, 1.2*ao, np.where(cloth, .15, gloss)))[:,None]
+    shine = shine*np.where(is_eye, 0, np.where(teeth, 1.2*ao, np.where(cloth, .15, gloss*(1-root[:,0]))))[:,None]
     color = albedo*light+shine*.8
     if is_eye.any():
         ball = np.zeros((s, s), np.float32); ball[hit] = is_eye
-        shade = cv2.GaussianBlur(np.roll(ball, 2*s//384, 0), (0, 0), 3*s/384)[hit]
+        shade = cv2.GaussianBlur(np.roll(ball, int(2*zoom), 0), (0, 0), 3*zoom)[hit]
         color[is_eye] *= np.clip(shade*1.15-.1, .12, 1)[is_eye,None]
         h = _unit(np.asarray(lamp.key, np.float32)+view); nh = (_unit(n)*h).sum(-1)
         color[is_eye] += (np.clip((nh-.975)/.012, 0, 1)*np.clip(shade*1.5-.4, 0, 1)*.9)[is_eye,None]*np.array(lamp.key_rgb, np.float32)
-    bg = b.background if size==192 else cv2.resize(b.background, (s, s), interpolation=cv2.INTER_AREA)
-    rgb = bg.copy(); rgb[hit] = color
-    face = np.zeros((s, s), np.float32); face[hit] = (part!=8)
-    visible = cv2.resize(face, (size, size), interpolation=cv2.INTER_AREA)
-    depth = np.full((s, s), np.inf, np.float32); depth[hit] = at(z)
-    landmarks = (mesh_landmarks(xy)+.5)/2-.5
-    return SimpleNamespace(rgb=rgb*np.float32(b.exposure), landmarks=landmarks.astype(np.float32), visible=(visible>.5).astype(np.uint8)*255, depth=depth)
+    bg = b.background if s==384 else cv2.resize(b.background, (s, s), interpolation=cv2.INTER_AREA)
+    rgb = bg/np.float32(b.exposure); rgb[hit] = color
+    centre = _turn(b, np.array([[[0, .3, -.9]]], np.float32), rot)[0,0]
+    follow = lambda f: _turn(b, f[0]+(flat-b.v)[f[1]][:,None], rot)
+    shut = [dict(state.expression).get(f'eye-{k}-closure', 0.) for k in ('right', 'left')]
+    dark = tuple(np.array(person.hair['rgb'])*(1-person.hair['brow_dark']*.7))
+    fine = [(follow(b.brows), dark, .8), (_turn(b, lashes(mesh_landmarks(flat), shut, person.seed, person.eyes['lashes']), rot), (.012, .01, .009), .75)]
+    if b.beard is not None: fine.append((follow(b.beard), person.hair['rgb'], .85))
+    for strands, c, opacity in fine:
+        x, y, zz, u = strand_points(_to_picture(person, b, state, strands, s), 1.)
+        q, pt = splat(x, y, zz, depth, .02)
+        one = np.ones(len(strands), np.float32)
+        _paint(rgb, q, pt, _strand_light(strands, c, one, one, lamp, centre, person.distance, lmap, .3, False), u, opacity)
+    colors = _strand_light(hair, person.hair['rgb'], b.hair.tint, b.hair.layer, lamp, centre, person.distance, lmap, person.hair['shine'])
+    _paint(rgb, pix, point, colors, hu)
+    face = np.zeros((s, s), np.float32); face[hit] = (part!=8); face[cover>0] = 0
+    return SimpleNamespace(rgb=rgb*np.float32(b.exposure), xy=xy, face=face, depth=depth, mean_light=float(light[part==0].mean()), hit=hit, n=n)
 
-# %% ../../nbs/30_heads.ipynb #093cc819
+def render(
+    person:Person,
+    state:State=State(),
+    size:int=192, # of the frame; everything is drawn at twice this size
+):
+    "One frame before the camera: `rgb` (2S, 2S, 3) linear light, `depth` (2S, 2S); `landmarks` (468, 2) and `visible` (S, S) of the final frame"
+    d = _draw(person, _body(person), state, size)
+    visible = cv2.resize(d.face, (size, size), interpolation=cv2.INTER_AREA)
+    landmarks = (mesh_landmarks(d.xy)+.5)/2-.5
+    return SimpleNamespace(rgb=d.rgb, landmarks=landmarks.astype(np.float32), visible=(visible>.5).astype(np.uint8)*255, depth=d.depth)
+
+# %% ../../nbs/30_heads.ipynb #2f12462a
 def make_clip(
     seed:int, # the person
     n_frames:int=8,

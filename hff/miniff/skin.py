@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['texture_size', 'texture_xy', 'noise', 'face_maps', 'linear', 'skin_tone', 'skin_texture', 'make_skin']
 
-# %% ../../nbs/29b_skin.ipynb #69a6d9f1
+# %% ../../nbs/29b_skin.ipynb #86f2f3f8
 from functools import lru_cache
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ import numpy as np
 from .mesh import head_asset, mesh_landmarks
 from .raster import interpolate, rasterize
 
-# %% ../../nbs/29b_skin.ipynb #268098ad
+# %% ../../nbs/29b_skin.ipynb #8f43c637
 texture_size = (576, 896)   # rows: 3.6 dm of height; columns: 4 rad around the head's axis
 
 def texture_xy(
@@ -26,7 +26,7 @@ def texture_xy(
     angle = np.clip(np.arctan2(rest[...,0], rest[...,2]-.35), -2, 2)
     return np.stack([(angle/4+.5)*(w-1), np.clip((8.65-rest[...,1])/3.6, 0, 1)*(h-1)], -1).astype(np.float32)
 
-# %% ../../nbs/29b_skin.ipynb #724b22d1
+# %% ../../nbs/29b_skin.ipynb #0ef1fa35
 def noise(
     rng:np.random.Generator,
     shape, # (H, W)
@@ -39,7 +39,7 @@ def noise(
     x = cv2.resize(small, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC) if k>1 else small[:shape[0],:shape[1]]
     return (x-x.mean())/x.std()
 
-# %% ../../nbs/29b_skin.ipynb #ff3f75e9
+# %% ../../nbs/29b_skin.ipynb #223ed054
 def _spot(xy, sx, sy=None, angle=0.):
     "Gaussian spot on the texture"
     h, w = texture_size
@@ -76,7 +76,7 @@ def face_maps():
         eyes=both(159, 386, 24, 10)+both(145, 374, 22, 7)*.5, bags=both(230, 450, 20, 6, .1), forehead=_spot(p[151], 110, 40),
         ears=both(234, 454, 26, 50)*0, tzone=_spot(p[151], 50, 60)+_spot(p[6], 20, 60)+_spot(p[4], 26, 26), brow=both(105, 334, 60, 14))
 
-# %% ../../nbs/29b_skin.ipynb #3e26e8a3
+# %% ../../nbs/29b_skin.ipynb #a71db541
 _tones = np.array([[246, 214, 196], [236, 194, 170], [222, 172, 142], [198, 146, 112], [168, 116, 82], [126, 82, 56], [88, 56, 40]])/255
 
 def linear(
@@ -91,7 +91,7 @@ def skin_tone(
     "Base colour of the skin"
     return linear([np.interp(melanin*6, np.arange(7), _tones[:,c]) for c in range(3)])
 
-# %% ../../nbs/29b_skin.ipynb #623ae53f
+# %% ../../nbs/29b_skin.ipynb #3fc497f2
 def skin_texture(
     skin:dict, # see `make_skin`
     seed:int, # of the random pattern
@@ -128,7 +128,7 @@ def skin_texture(
     gloss = np.clip(.65+.35*f.tzone+.15*n(20)+.9*f.lips*skin['lip_gloss']-.25*f.beard*bool(skin['stubble']), .1, 2.5)
     return SimpleNamespace(albedo=albedo.astype(np.float32), gloss=gloss.astype(np.float32), slope=slope.astype(np.float32))
 
-# %% ../../nbs/29b_skin.ipynb #23f68ec4
+# %% ../../nbs/29b_skin.ipynb #5e674dfc
 def make_skin(
     rng:np.random.Generator,
     race:str, sex:str, old:float,
