@@ -28,7 +28,7 @@ def feathered(
     feather:float=2.5, # width of the soft edge (one standard deviation), pixels
 )->np.ndarray: # (H, W) float32 in [0, 1]; 0 outside `region`
     "Soft weight that starts inside `region`"
-    r = cv2.morphologyEx(region, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+    r = cv2.morphologyEx(region, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (15, 15)))   # no thin tongues
     d = cv2.distanceTransform(cv2.copyMakeBorder(r, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 5)[1:-1,1:-1]
     hard = (d>inset+.5*feather).astype(np.float32)
     return cv2.GaussianBlur(hard, (0, 0), feather)*np.clip(d/(inset+feather), 0, 1)*(region>0)
@@ -38,27 +38,37 @@ def colour_match(
     image:np.ndarray, # generated picture, (H, W, 3)
     reference:np.ndarray, # target frame, (H, W, 3)
     weight:np.ndarray, # where to measure, (H, W)
-    gain=(.6, 1.6), # bounds of the mean's gain
-    spread=(.8, 1.2), # bounds of the spread's gain
+    brightness=(.35, 2.5), # bounds of the gain common to the channels
+    tint=(.7, 1.4), # bounds of each channel's gain beside the common one
+    spread=(.8, 1.2), # bounds of the spread's gain beside the mean's
 )->np.ndarray: # (H, W, 3) float32
     "Mean and spread of each channel moved to the reference's, within bounds"
-    w = weight[...,None]/max(weight.sum(), 1e-6)
-    a, b = image.astype(np.float32), reference.astype(np.float32)
-    ma, mb = (a*w).sum((0,1)), (b*w).sum((0,1))
-    sa, sb = np.sqrt(((a-ma)**2*w).sum((0,1))), np.sqrt(((b-mb)**2*w).sum((0,1)))
-    m = ma*np.clip(mb/np.maximum(ma, 1), *gain)
-    return (a-ma)*np.clip(sb/np.maximum(sa, 1), *spread)+m
+    w = (weight/max(weight.sum(), 1e-6)).astype(np.float32).ravel()
+    a, b = (x.astype(np.float32).reshape(-1, 3) for x in (image, reference))
+    ma, mb = np.maximum(w@a, 1), w@b
+    sa, sb = np.sqrt(np.maximum(w@a**2-ma**2, 1e-3)), np.sqrt(np.maximum(w@b**2-mb**2, 1e-3))
+    g = np.clip(mb.mean()/ma.mean(), *brightness)
+    g = g*np.clip(mb/ma/g, *tint)
+    k = g*np.clip(sb/sa/g, *spread)
+    return (image*k+(ma*g-ma*k)).astype(np.float32)
 
 # %% ../../nbs/31a_blending.ipynb #9ba6b8d9
 _N = np.outer([1, -2, 1], [1, -2, 1]).astype(np.float32)/6
+_SOFT = cv2.getGaussianKernel(3, .5)@cv2.getGaussianKernel(3, .5).T       # smoothness of the grain
+_SHARED = .4                                                              # part of it that the channels share
+
+def _passed(kernel):
+    "Standard deviation of unit grain behind a filter"
+    k = cv2.filter2D(cv2.copyMakeBorder(_SOFT, 6, 6, 6, 6, cv2.BORDER_CONSTANT), -1, np.asarray(kernel, float), borderType=cv2.BORDER_CONSTANT)
+    return float(np.sqrt((1+_SHARED**2)*(k**2).sum()))
 
 def noise_level(
     image:np.ndarray, # (H, W, 3)
     region:np.ndarray, # where to measure, (H, W), non-zero counts
 )->np.ndarray: # (3,), same unit as `image`
     "Standard deviation of the noise in each channel, blind to smooth shading"
-    r = cv2.filter2D(image.astype(np.float32), -1, _N)[region>0]
-    return 1.4826*np.median(np.abs(r), 0) if len(r) else np.zeros(3)
+    r = np.abs(cv2.filter2D(image.astype(np.float32, copy=False), -1, _N)[region>0])
+    return 1.4826*np.median(r, 0) if len(r) else np.zeros(3)
 
 def grain_like(
     image:np.ndarray, # generated picture, (H, W, 3) float32
@@ -69,17 +79,21 @@ def grain_like(
     "`image` with as much noise as the reference has"
     missing = np.sqrt(np.maximum(noise_level(reference, region)**2-noise_level(image, region)**2, 0))
     g = rng.standard_normal(image.shape, dtype=np.float32)
-    g = cv2.GaussianBlur(g+.7*rng.standard_normal((*image.shape[:2], 1), dtype=np.float32), (0, 0), .5)
-    return image+g*(missing/np.maximum(noise_level(g, np.ones(g.shape[:2])), 1e-6)).astype(np.float32)
+    g = cv2.filter2D(g+_SHARED*rng.standard_normal((*image.shape[:2], 1), dtype=np.float32), -1, _SOFT)
+    return image+g*(missing/_passed(_N)).astype(np.float32)
 
 # %% ../../nbs/31a_blending.ipynb #a64d8a2a
+_HIGH = np.pad([[1.]], 6)-cv2.getGaussianKernel(13, 1)@cv2.getGaussianKernel(13, 1).T
+_NOISE_DETAIL = .798*_passed(_HIGH)/_passed(_N)                           # mean absolute detail of grain of level 1
+
 def detail(
     image:np.ndarray, # (H, W, 3) float32
     region:np.ndarray, # where to measure, (H, W)
 )->float: # same unit as `image`
-    "Mean fine detail: distance to a copy blurred by one pixel"
-    d = np.abs(image-cv2.GaussianBlur(image, (0, 0), 1)).mean(-1)
-    return float(d[region>0].mean()) if (region>0).any() else 0.
+    "Mean distance to a copy blurred by one pixel, without the share of noise"
+    if not (region>0).any(): return 0.
+    d = np.abs(image-cv2.GaussianBlur(image, (0, 0), 1))[region>0].mean()
+    return float(np.sqrt(max(d**2-(_NOISE_DETAIL*noise_level(image, region).mean())**2, .01)))
 
 def sharpen_like(
     image:np.ndarray, # generated picture, (H, W, 3) float32
@@ -89,7 +103,7 @@ def sharpen_like(
 )->np.ndarray: # (H, W, 3) float32
     "Unsharp mask, as strong as the reference's detail asks for, at most `limit`"
     amount = np.clip(detail(reference.astype(np.float32), region)/max(detail(image, region), 1e-6)-1, 0, limit)
-    return image+amount*(image-cv2.GaussianBlur(image, (0, 0), 1))
+    return image+np.float32(amount)*(image-cv2.GaussianBlur(image, (0, 0), 1))
 
 # %% ../../nbs/31a_blending.ipynb #94fde09e
 def blend(
@@ -101,10 +115,15 @@ def blend(
     sharpen:float=1, # strongest sharpening, 0 for none
 )->tuple: # blended frame uint8; the fitted face before mixing, float32
     "Stage two: fit a generated face to the frame's colour, sharpness and grain, and mix it in (Fig. 3)"
-    core = alpha>.5
-    out = colour_match(face, frame, alpha) if colour else face.astype(np.float32)
-    if sharpen: out = sharpen_like(out, frame, core, sharpen)
-    out = grain_like(out, frame, core, rng)
-    a = alpha[...,None]
-    mixed = np.clip(np.round(out*a+frame*(1-a)), 0, 255).astype(np.uint8)
-    return np.where(a>0, mixed, frame), out
+    x, y, w, h = cv2.boundingRect((alpha>0).astype(np.uint8))
+    if w==0: return frame.copy(), face.astype(np.float32)
+    box = (slice(max(y-8, 0), y+h+8), slice(max(x-8, 0), x+w+8))              # all work is done around the face
+    f, new, a = frame[box].astype(np.float32), face[box].astype(np.float32), alpha[box]
+    core = a>.5
+    if colour: new = colour_match(new, f, a)
+    if sharpen: new = sharpen_like(new, f, core, sharpen)
+    new = grain_like(new, f, core, rng)
+    out, fitted = frame.copy(), face.astype(np.float32)
+    mixed = np.clip(np.round(f+(new-f)*a[...,None]), 0, 255).astype(np.uint8)
+    out[box], fitted[box] = np.where(a[...,None]>0, mixed, frame[box]), new
+    return out, fitted

@@ -56,11 +56,19 @@ def warp_map(
 )->tuple: # x and y to read at, (H, W, 2) float32; inside the mesh, (H, W) bool
     "Piecewise-affine map that takes the `old` landmarks to the `new` ones"
     t = mesh()[turning(new, mesh())>0]
-    index, weights = rasterize(new, np.zeros(len(new)), t, size)
-    inside = index>=0
-    at = np.full((*inside.shape, 2), -9, np.float32)
-    at[inside] = interpolate(np.asarray(old, np.float32), t, index[inside], weights[inside])
-    return at, inside
+    p, q = (np.asarray(v, np.float64)[t] for v in (new, old))             # (F, 3, 2)
+    index = np.full(size, -1, np.int32)
+    for i, corners in enumerate(np.round(p*16).astype(np.int32)): cv2.fillConvexPoly(index, corners, i, cv2.LINE_8, 4)
+    d = p[:,1:]-p[:,:1]                                                    # edges; their inverse gives barycentric weights
+    inv = np.stack([d[:,1,1], -d[:,0,1], -d[:,1,0], d[:,0,0]], -1).reshape(-1, 2, 2)
+    inv /= np.maximum(d[:,0,0]*d[:,1,1]-d[:,0,1]*d[:,1,0], 1e-6)[:,None,None]
+    y, x = np.nonzero(index>=0); i = index[y,x]
+    u, v = (x-p[i,0,0]), (y-p[i,0,1])
+    b = np.clip([u*inv[i,0,k]+v*inv[i,1,k] for k in (0, 1)], 0, 1)         # border pixels lie a little outside their triangle
+    b /= np.maximum(b.sum(0), 1)
+    at = np.full((*index.shape, 2), -9, np.float32)
+    at[y,x] = q[i,0]+b[0,:,None]*(q[i,1]-q[i,0])+b[1,:,None]*(q[i,2]-q[i,0])
+    return at, index>=0
 
 def read_at(
     image:np.ndarray, # (H, W, C) or (H, W), uint8 or float32
@@ -130,21 +138,22 @@ def align(
     return cv2.warpAffine(image, m, (n, n), flags=mode, borderMode=cv2.BORDER_REPLICATE), m
 
 # %% ../../nbs/31_warps.ipynb #91299c3e
+@lru_cache(1)
+def _solve(): return np.linalg.pinv(np.c_[mean_face(), np.ones(468)])
+
 def camera(
     landmarks:np.ndarray, # (468, 2), pixels
 )->np.ndarray: # (4, 2); rows: x, y, z, shift
     "Affine camera that sees the mean face as `landmarks`, by least squares"
-    return np.linalg.lstsq(np.c_[mean_face(), np.ones(468)], landmarks, rcond=None)[0]
+    return _solve()@landmarks
 
 def expressions(
     landmarks:np.ndarray, # of a clip, (T, 468, 2), pixels
 )->np.ndarray: # (T, 468, 2), in half face widths
     "What moved in the face, frame by frame, against the clip's median; head pose removed"
     s = np.c_[mean_face(), np.ones(468)]
-    out = []
-    for l in landmarks:
-        c = camera(l)
-        out.append((l-s@c)@np.linalg.inv(c[:2]))
+    cameras = [camera(l) for l in landmarks]
+    out = [(l-s@c)@np.linalg.inv(c[:2]) for l, c in zip(landmarks, cameras)]
     return np.array(out)-np.median(out, 0)
 
 @lru_cache(1)
