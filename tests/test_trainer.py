@@ -1,0 +1,130 @@
+"Runs that are killed, repeated, shared or spoilt"
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import hff.trainer as trainer
+from hff.paths import HffError, sha256
+from hff.recipe import Recipe
+from hff.scores import read_scores
+from hff.trainer import load_state, locked, run_all, train
+
+recipe = Recipe(model='rgb', backbone='mobilenetv2_100', pretrained=False, image_size=32, frames=2, epochs=4, batch_size=4, lr=1e-3,
+                optimizer='adamw', schedule='one_cycle', switches=dict(head='cosine'))
+
+
+@pytest.fixture(scope='module')
+def faces(tmp_path_factory):
+    "Noise crops: three training people, two for validation, two for the test; one test crop was never found"
+    d, rng, rows = tmp_path_factory.mktemp('faces'), np.random.default_rng(0), []
+    for split, people in (('train', 6), ('val', 2), ('test', 2)):
+        for method in ('real', 'F2F', 'NT', 'touched'):
+            for p in range(people):
+                for f in range(3):
+                    crop = f'{method}_{split}{p}_{f}.png'
+                    cv2.imwrite(str(d/crop), rng.integers(0, 256, (32, 32, 3), np.uint8))
+                    rows.append(dict(dataset='toy', method=method, quality='c23', video=f'{split}{p}', split=split, label=int(method in ('F2F', 'NT')),
+                                     source='', target=f'{split}{p}', frame=f, crop=crop, x0=0., y0=0., x1=32., y1=32., status='ok'))
+    rows[-1] |= dict(crop='', status='missing')
+    pd.DataFrame(rows).to_parquet(d/'faces.parquet')
+    np.save(d/'landmarks.npy', np.full((len(rows), 468, 2), 16, np.float32))
+    return d
+
+
+class Tiny(nn.Module):
+    "A network with batch norm and dropout that trains in milliseconds"
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(.5), nn.Flatten(), nn.LazyLinear(2))
+        self.body(torch.zeros(2, 3, 32, 32))
+
+    def forward(self, x): return type('Output', (), dict(logits=self.body(x)))
+
+
+@pytest.fixture
+def tiny(monkeypatch): monkeypatch.setattr('hff.models.create_model', lambda *a, **k: Tiny())
+
+
+def both(run): return sha256(run/'model.safetensors'), sha256(run/'scores.parquet')
+
+
+def test_killed_run_ends_with_the_same_weights(faces, tmp_path):
+    whole = train(recipe, faces, tmp_path/'whole', show=False)
+    (tmp_path/'cut').mkdir()
+    p, half = trainer._launch(recipe, faces, tmp_path/'cut'), tmp_path/'cut'/recipe.name
+    while not (half/'state.pt').exists():                          # the first epoch is over, the second has begun
+        assert p.poll() is None, (half/'stderr.txt').read_text()
+        time.sleep(.005)
+    time.sleep(.05)
+    os.kill(p.pid, signal.SIGKILL)
+    p.wait()
+    assert not (half/'done.json').exists() and 1 <= load_state(half/'state.pt')['epoch'] < recipe.epochs
+    assert both(train(recipe, faces, tmp_path/'cut', show=False)) == both(whole)
+    cols = ['epoch', 'train_loss', 'val_loss', 'val_frame_auc', 'val_video_auc', 'lr']
+    assert pd.read_csv(half/'log.csv')[cols].equals(pd.read_csv(whole/'log.csv')[cols])
+
+
+def test_scores_cover_every_test_row(faces, tmp_path, tiny):
+    s = read_scores(train(replace(recipe, frames=3), faces, tmp_path, show=False)/'scores.parquet')
+    assert s.groupby('method').size().to_dict() == {'real': 6, 'F2F': 6, 'NT': 6, 'touched': 6}
+    assert s.status.value_counts().to_dict() == {'ok': 23, 'missing': 1}
+    assert s[s.status == 'missing'].method.item() == 'touched'
+
+
+def test_threads_and_outside_randomness_decide_nothing(faces, tmp_path, tiny):
+    torch.manual_seed(1)
+    a = train(recipe, faces, tmp_path/'a', show=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.manual_seed(2)
+    try:
+        b = train(recipe, faces, tmp_path/'b', show=False)
+        assert torch.get_num_threads() == 2
+    finally: torch.set_num_threads(threads)
+    assert both(a) == both(b)
+    assert both(train(replace(recipe, seed=1), faces, tmp_path/'a', show=False)) != both(a)
+
+
+def test_nan_stops_and_keeps_the_last_good_state(faces, tmp_path, tiny, monkeypatch):
+    steps, good = 2*6*2//4, trainer.lr_at
+    monkeypatch.setattr(trainer, 'lr_at', lambda i, *a: float('inf') if i >= steps else good(i, *a))
+    with pytest.raises(HffError, match=r'loss is nan at epoch 2, step 2 .*the state after 1 epoch is kept'): train(recipe, faces, tmp_path/'a', show=False)
+    state = load_state(tmp_path/'a'/recipe.name/'state.pt')
+    assert state['epoch'] == 1 and all(v.isfinite().all() for v in state['model'].values())
+    monkeypatch.setattr(trainer, 'lr_at', good)
+    assert both(train(recipe, faces, tmp_path/'a', show=False)) == both(train(recipe, faces, tmp_path/'b', show=False))
+
+
+def test_last_epoch_and_best_epoch(faces, tmp_path, tiny):
+    kept = {s: trainer.read_json(train(replace(recipe, select=s), faces, tmp_path, show=False)/'done.json')['kept'] for s in ('last', 'val_video_auc')}
+    log = pd.read_csv(tmp_path/recipe.name/'log.csv')
+    assert kept['last']['epoch'] == recipe.epochs
+    assert kept['val_video_auc']['epoch'] == log.sort_values(['val_video_auc', 'val_loss'], ascending=[False, True]).epoch.iloc[0]
+
+
+def test_one_line_errors(faces, tmp_path, tiny):
+    with locked(tmp_path/recipe.name), pytest.raises(HffError, match='in use by another process'): train(recipe, faces, tmp_path, show=False)
+    (tmp_path/'file').touch()
+    with pytest.raises(HffError, match='choose another run root'): train(recipe, faces, tmp_path/'file', show=False)
+    with pytest.raises(HffError, match='choose another run root'): run_all([recipe], faces, tmp_path/'file')
+    (tmp_path/recipe.name/'state.pt').write_bytes(b'PK\x03\x04 half')
+    with pytest.raises(HffError, match='state.pt is damaged: delete it'): train(recipe, faces, tmp_path, show=False)
+
+
+def test_a_failed_run_does_not_stop_the_others(faces, tmp_path):
+    bad, good = replace(recipe, train_methods=('FS',), epochs=1), replace(recipe, epochs=1)
+    with pytest.raises(HffError) as e: run_all([bad, good], faces, tmp_path)
+    assert str(e.value).startswith('1 of 2 runs failed: ') and 'no train faces of FS' in str(e.value) and '\n' not in str(e.value)
+    assert (tmp_path/good.name/'done.json').exists() and not (tmp_path/bad.name/'done.json').exists()
+    before = (tmp_path/good.name/'done.json').stat().st_mtime_ns
+    assert run_all([good], Path(faces), tmp_path) == [tmp_path/good.name]
+    assert (tmp_path/good.name/'done.json').stat().st_mtime_ns == before
