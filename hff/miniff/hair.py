@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['styles', 'hairline', 'make_hair', 'grow', 'brows', 'beard', 'lashes', 'strand_points', 'splat']
 
-# %% ../../nbs/29c_hair.ipynb #0f57eedc
+# %% ../../nbs/29c_hair.ipynb #daabc01e
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,8 +14,8 @@ from scipy.spatial import cKDTree
 from .mesh import head_asset, mesh_landmarks
 from .skin import face_maps, linear, texture_size, texture_xy
 
-# %% ../../nbs/29c_hair.ipynb #4a0822e3
-_line = np.array([[0, 7.9], [.4, 7.92], [.7, 7.86], [.88, 7.72], [1., 7.5], [1.13, 7.22], [1.28, 7.08], [1.45, 7.3], [1.6, 7.38], [1.85, 7.1], [2.3, 6.68], [3.15, 6.5]])
+# %% ../../nbs/29c_hair.ipynb #ac48ca05
+_line = np.array([[0, 7.83], [.4, 7.85], [.7, 7.8], [.88, 7.66], [1., 7.46], [1.13, 7.22], [1.28, 7.08], [1.45, 7.3], [1.6, 7.38], [1.85, 7.1], [2.3, 6.68], [3.15, 6.5]])
 
 def hairline(
     rest, # places on the base mesh, (N, 3)
@@ -29,7 +29,7 @@ def hairline(
     ear = (np.abs(rest[...,0])>.77)&(rest[...,1]<7.45)&(rest[...,2]>.02)&(rest[...,2]<.64)
     return np.where(ear, -1, d)
 
-# %% ../../nbs/29c_hair.ipynb #61d77538
+# %% ../../nbs/29c_hair.ipynb #8de2fd32
 def _roots(rng, v, normals, weight, n):
     "Places on the head, their normals and base places, drawn with `weight` for each triangle corner"
     a = head_asset(); t = a.triangles[a.part==0]
@@ -41,22 +41,22 @@ def _roots(rng, v, normals, weight, n):
 
 def _unit(x): return x/np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
 
-# %% ../../nbs/29c_hair.ipynb #fff2bebe
+# %% ../../nbs/29c_hair.ipynb #5833ab9f
 styles = dict( # number of strands, points, length on top, at the sides, lift, gravity, curl, stickiness to the comb direction
     buzz=dict(n=7500, k=3, top=.05, side=.035, lift=1.2, fall=0, curl=0, comb='forward'),
     crop=dict(n=6000, k=6, top=.2, side=.1, lift=.75, fall=.1, curl=.01, comb='forward'),
     side=dict(n=5600, k=9, top=.55, side=.16, lift=.75, fall=.25, curl=.012, comb='side'),
     swept=dict(n=5600, k=9, top=.6, side=.18, lift=.95, fall=.12, curl=.012, comb='back'),
-    messy=dict(n=5200, k=8, top=.4, side=.22, lift=.9, fall=.25, curl=.04, comb='forward'),
+    messy=dict(n=5400, k=8, top=.36, side=.15, lift=.8, fall=.45, curl=.04, comb='forward'),
     curls=dict(n=3600, k=18, top=.5, side=.35, lift=1.2, fall=.15, curl=.055, comb='out'),
     afro=dict(n=5200, k=16, top=.62, side=.5, lift=2, fall=0, curl=.05, comb='out'),
-    bob=dict(n=3600, k=16, top=1.45, side=1.05, lift=.55, fall=.9, curl=.02, comb='part'),
-    long=dict(n=3400, k=20, top=2.5, side=2.1, lift=.5, fall=.9, curl=.02, comb='part'),
-    wavy=dict(n=3400, k=22, top=2.4, side=2., lift=.65, fall=.8, curl=.06, comb='part'),
+    bob=dict(n=4200, k=16, top=1.45, side=1.05, lift=.4, fall=1.5, curl=.02, comb='part'),
+    long=dict(n=3800, k=20, top=2.5, side=2.1, lift=.35, fall=1.6, curl=.02, comb='part'),
+    wavy=dict(n=3800, k=22, top=2.4, side=2., lift=.45, fall=1.4, curl=.045, comb='part'),
     bun=dict(n=6000, k=12, top=1.2, side=.9, lift=.1, fall=0, curl=.006, comb='pull'),
     bald=dict(n=3600, k=4, top=.09, side=.08, lift=.7, fall=.1, curl=0, comb='forward'))
 
-_colours = np.array([[18, 15, 14], [34, 24, 19], [58, 38, 26], [92, 62, 40], [142, 104, 66], [186, 148, 100], [112, 52, 28], [150, 146, 142], [205, 202, 198]])/255
+_colours = np.array([[30, 26, 25], [42, 31, 25], [58, 38, 26], [92, 62, 40], [142, 104, 66], [186, 148, 100], [112, 52, 28], [150, 146, 142], [205, 202, 198]])/255
 
 def make_hair(
     rng:np.random.Generator,
@@ -74,15 +74,15 @@ def make_hair(
     return dict(style=style, rgb=tuple(np.round(c, 4).tolist()), grey=float(grey), part=float(rng.choice([-1, 1])*rng.uniform(0, .35)), length=rng.uniform(.85, 1.15), volume=rng.uniform(.8, 1.25),
         fringe=bool(style in ('bob', 'long', 'wavy') and rng.random()<.35), up=rng.uniform(-.03, .05)+(.1*old if sex=='male' else 0), temples=rng.uniform(0, .12)*(sex=='male'),
         wave=rng.uniform(.5, 1.3), shine=rng.uniform(.5, 1.2)*(.5 if race=='african' else 1), beard=beard, brows=rng.uniform(.6, 1.15)*(1.15 if sex=='male' else .85),
-        brow_dark=rng.uniform(.5, .9), brow_arch=rng.uniform(-.02, .04))
+        brow_dark=rng.uniform(.5, .9), brow_arch=rng.uniform(-.025, .02))
 
-# %% ../../nbs/29c_hair.ipynb #f0c6a3c5
+# %% ../../nbs/29c_hair.ipynb #613e9f63
 def _comb(kind, p, n, rest, hair, rng):
     "Wanted direction of growth at the roots"
     x, side = rest[:,0]-hair['part'], np.sign(rest[:,0]-hair['part'])[:,None]
     one = lambda *d: np.broadcast_to(np.array(d, float), p.shape)
     d = {'forward': one(.15*np.sign(hair['part']+1e-9), -.2, 1.)*1, 'back': one(.1*np.sign(hair['part']+1e-9), .15, -1), 'out': n*1., 'pull': np.array([0, .25, -1.15])-p,
-         'side': np.where(rest[:,2:]>.2, one(np.sign(hair['part']+1e-9), -.05, .25)*[-1, 1, 1], one(0, -1, -.2)), 'part': side*[1, 0, 0]+[0, -.25, -.15]}[kind]
+         'side': np.where(rest[:,2:]>.2, one(np.sign(hair['part']+1e-9), -.05, .25)*[-1, 1, 1], one(0, -1, -.2)), 'part': side*[.8, 0, 0]+[0, -.35, -.25]}[kind]
     low = np.clip((7.75-rest[:,1:2])/.3, 0, 1)
     if kind in ('forward', 'side', 'back', 'out'): d = d*(1-low)+low*np.array([0, -.9, -.35])
     if kind=='part': d = d*(1-low)+low*(np.array([0, -1, -.25])+side*[.1, 0, 0])
@@ -120,7 +120,7 @@ def grow(
     if hair['fringe']:
         f = (rest[:,2]>.8)&(np.abs(rest[:,0])<.58); length = np.where(f, (.28+.95*(rest[:,1]-7.85))*rng.uniform(.9, 1.05, s), length)
     layer = rng.random(s)
-    gap = (.015+.1*layer*hair['volume']*min(1, st['top']*2))*np.clip(.3+d0/.3, .3, 1)
+    gap = (.015+.085*layer*hair['volume']*min(1, st['top']*2))*np.clip(.3+d0/.3, .3, 1)
     clump = cKDTree(rest).query(rest[rng.choice(s, max(8, s//14), replace=False)])[1]
     mine = clump[cKDTree(rest[clump]).query(rest)[1]]
     out = np.zeros((s, k, 3)); out[:,0] = p-.01*n
@@ -143,7 +143,7 @@ def _clear_face(q, v, hair, rest, layer):
     "Keep long hair beside the face, not over it"
     front = np.clip((q[:,2]+.62)/.25, 0, 1)*np.clip((.5-q[:,1])/.25, 0, 1)
     if hair['fringe']: front = front*~((rest[:,2]>.8)&(np.abs(rest[:,0])<.58))
-    side = np.where(q[:,0]==0, 1, np.sign(q[:,0])); want = (.74+.12*layer-.1*np.clip((-.6-q[:,1])/.5, 0, 1))
+    side = np.where(q[:,0]==0, 1, np.sign(q[:,0])); want = (.7+.1*layer-.14*np.clip((-.5-q[:,1])/.6, 0, 1))
     x = np.where(np.abs(q[:,0])<want, side*want, q[:,0])
     q = q.copy(); q[:,0] += front*(x-q[:,0])*.6; q[:,2] -= front*.05
     return q
@@ -157,7 +157,7 @@ def _waves(rng, p, mine, amount, length, style):
     grow_ = amount*np.clip(t*2.5, 0, 1)
     return np.stack([a*grow_, .5*b*grow_*(style in ('curls', 'afro')), b*grow_], -1)+np.cumsum(rng.normal(0, .004, p.shape), 1)
 
-# %% ../../nbs/29c_hair.ipynb #d8307559
+# %% ../../nbs/29c_hair.ipynb #4204158a
 _brow = [[107, 66, 105, 63, 70], [336, 296, 334, 293, 300]], [[55, 65, 52, 53, 46], [285, 295, 282, 283, 276]]
 _lids = [[33, 246, 161, 160, 159, 158, 157, 173, 133], [263, 466, 388, 387, 386, 385, 384, 398, 362]], [[33, 7, 163, 144, 145, 153, 154, 155, 133], [263, 249, 390, 373, 374, 380, 381, 382, 362]]
 
@@ -168,13 +168,13 @@ def _along(p, u):
 def brows(hair, v, normals, seed):
     "Brow strands of both sides on the neutral mesh, and the mesh vertex each one follows"
     rng, p = np.random.default_rng([seed, 53]), mesh_landmarks(v); out = []
-    n = int(230*hair['brows'])
+    n = int(330*hair['brows'])
     for k in (0, 1):
         u, w = rng.random(n), np.clip(rng.normal(.5, .22, n), 0, 1)
         upper, lower = _along(p[_brow[0][k]], u), _along(p[_brow[1][k]], u)
         lower = lower+(upper-lower)*.18*(1-hair['brows']); mid = (upper+lower)/2
-        thin = np.interp(u, [0, .15, .55, 1], [.55, .8, .75, .22])[:,None]*hair['brows']
-        root = mid+(w[:,None]-.5)*(upper-lower)*1.25*thin+np.array([0, .015, 0])+np.array([0, 1, 0])*hair['brow_arch']*np.sin(u*np.pi)[:,None]
+        thin = np.interp(u, [0, .15, .55, 1], [.8, 1.1, .95, .3])[:,None]*hair['brows']
+        root = mid+(w[:,None]-.5)*(upper-lower)*1.25*thin+np.array([0, 1, 0])*(np.interp(u, [0, .5, 1], [-.03, -.055, -.035])+hair['brow_arch']*np.sin(u*np.pi))[:,None]
         out_dir = np.array([-1, 0, 0])*(1 if k==0 else -1)
         lean = np.interp(u, [0, .3, 1], [1.3, .35, -.45])[:,None]
         d = _unit(out_dir+lean*[0, 1, 0]+(.5-w[:,None])*[0, .5, 0]+[0, 0, -.35]+rng.normal(0, .15, (n, 3)))
@@ -203,18 +203,18 @@ def _settle(strands, v, normals, gap):
 def lashes(points, rot_closure, seed, amount):
     "Lash strands from the lid landmarks of this frame: `points` (468, 3), `rot_closure` = how far each lid is shut"
     rng = np.random.default_rng([seed, 55]); out = []
-    for lids, n, length, up in ((_lids[0], 90, .085, 1), (_lids[1], 36, .04, -.8)):
+    for lids, n, length, up in ((_lids[0], 70, .055, .55), (_lids[1], 26, .026, -.7)):
         for k in (0, 1):
             u = np.linspace(.04, .97, n)+rng.normal(0, .006, n); root = _along(points[lids[k]], u)
             fan = (.35-u)*1.1*(-1 if k else 1)*-1
-            lift = up*(1-1.7*rot_closure[k]) if up>0 else up
+            lift = up*(1-2.6*rot_closure[k]) if up>0 else up
             d = np.stack([fan*0-(.9*(.5-u))*(1 if k==0 else -1), np.full(n, lift*.75), np.full(n, .8)], -1)
             m = length*amount*rng.uniform(.7, 1.1, n)*(np.interp(u, [0, .35, 1], [1.15, 1, .6]))
             t = np.linspace(0, 1, 4)[None,:,None]
             out.append(root[:,None]+[0, 0, .008]+(_unit(d)[:,None]*t+np.array([0, .35*lift, 0])*t*t)*m[:,None,None])
     return np.concatenate(out).astype(np.float32)
 
-# %% ../../nbs/29c_hair.ipynb #c268eda8
+# %% ../../nbs/29c_hair.ipynb #e0f07d41
 def strand_points(
     strands, # (S, K, 3) picture x, y and depth
     spacing:float=1.3, # pixels between neighbours
@@ -224,8 +224,8 @@ def strand_points(
     span = np.linalg.norm(np.diff(strands[...,:2], axis=1), axis=-1).sum(1)
     m = int(np.clip(np.quantile(span, .9)/spacing, k, 400)) if len(span) else k
     u = np.linspace(0, k-1, m, dtype=np.float32); i = np.minimum(u.astype(int), k-2); f = u-i
-    mix = lambda q: q[:,i]*(1-f)+q[:,i+1]*f
-    return mix(strands[...,0]), mix(strands[...,1]), mix(strands[...,2]), u
+    w = np.zeros((k, m), np.float32); w[i,np.arange(m)] = 1-f; w[i+1,np.arange(m)] += f
+    return strands[...,0]@w, strands[...,1]@w, strands[...,2]@w, u
 
 def splat(x, y, z, depth, bias=0.):
     "Nearest strand point at each pixel in front of `depth` (H, W): pixel numbers and point numbers"

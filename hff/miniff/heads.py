@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Person', 'make_person', 'State', 'clip_states', 'render', 'make_clip']
 
-# %% ../../nbs/30_heads.ipynb #e834eeca
+# %% ../../nbs/30_heads.ipynb #26d7d5e9
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from .scene import Light, background, make_light
 from .skin import face_maps, linear, make_skin, noise, skin_texture, texture_size, texture_xy
 from ..video import Clip
 
-# %% ../../nbs/30_heads.ipynb #bc19baac
+# %% ../../nbs/30_heads.ipynb #beca60f8
 @dataclass(frozen=True, eq=False)
 class Person:
     "Everything that stays the same while a person is filmed"
@@ -42,6 +42,11 @@ class Person:
     manner:dict # how the person moves
     exposure:float=1. # brighter or darker than the camera's meter wants
 
+_looks = dict(
+    female={'eyes/eye-scale-incr': .5, 'chin/chin-width-decr': .3, 'nose/nose-scale-horiz-decr': .3, 'mouth/mouth-upperlip-volume-incr': .3,
+            'mouth/mouth-lowerlip-volume-incr': .3, 'head/head-oval': .45, 'eyes/eye-height2-incr': .35, 'mouth/mouth-scale-horiz-incr': .25, 'chin/chin-height-decr': .2},
+    male={'mouth/mouth-scale-horiz-incr': .4, 'eyes/eye-height2-incr': .25, 'eyes/eye-scale-incr': .2, 'head/head-scale-vert-decr': .15})
+
 def _draw_morphs(rng, race, sex, old):
     "Macro body plus a few dozen details"
     names = [n for n in head_asset().morphs if not n.startswith(('macro', 'expression', 'asym'))]
@@ -51,7 +56,8 @@ def _draw_morphs(rng, race, sex, old):
         if not k.startswith('macro/universal'): out[k] = out.get(k, 0)+.15*v
     for n in rng.choice(names, 45, replace=False):
         if 'ear-shape' in n or 'head/head-age' in n or 'head-trans' in n: continue
-        out[str(n)] = float(np.clip(abs(rng.normal(0, .33)), 0, .8))*(.6 if n.startswith('head/') else 1.)
+        out[str(n)] = float(np.clip(abs(rng.normal(0, .33)), 0, .8))*(.5 if n.startswith(('head/', 'mouth/')) else .8)
+    for n, w in _looks[sex].items(): out[n] = out.get(n, 0)+w*rng.uniform(.4, 1.2)
     asym = [n for n in head_asset().morphs if n.startswith('asym')]
     for n in rng.choice(asym, 4, replace=False): out[str(n)] = rng.uniform(.1, .5)
     return out
@@ -72,7 +78,7 @@ def make_person(
     return Person(seed, sex, race, old, _draw_morphs(rng, race, sex, old), skin, eyes, make_hair(rng, race, sex, old), dict(rgb=tuple(np.round(linear(np.clip(u(.08, .85)+rng.normal(0, .12, 3), .03, .95)), 4).tolist())),
         make_light(rng), make_camera(rng), u(.485, .535), (.5+u(-.02, .02), .45+u(-.015, .015)), u(7, 14), manner, float(np.exp(rng.normal(0, .14))))
 
-# %% ../../nbs/30_heads.ipynb #99139142
+# %% ../../nbs/30_heads.ipynb #9bc47041
 @dataclass(frozen=True)
 class State:
     "Pose, gaze and expression in one frame"
@@ -99,7 +105,7 @@ def clip_states(
     gaze = np.stack([-.6*pose[:,0]+7*_wander(rng, t), -.5*pose[:,1]+3*_wander(rng, t)], -1)
     shift = np.stack([.012*_wander(rng, t), .008*_wander(rng, t)], -1)
     talk = np.clip(.55*_wander(rng, t, 5, 1, 4*m['rate'])+.25, 0, 1)*m['talk']
-    smile = np.clip(m['smile']+.35*_wander(rng, t), 0, 1)
+    smile = np.clip(m['smile']+.35*_wander(rng, t), .08, 1)
     pucker, brow = np.clip(.8*_wander(rng, t, 4, .6, 2.5), 0, 1)*m['talk'], .6*_wander(rng, t)
     blink = np.zeros(n)
     for b in np.arange(rng.uniform(0, 2.5), t[-1]+1, rng.uniform(1.6, 3.5)): blink = np.maximum(blink, np.clip(1.25-np.abs(t-b)/.13, 0, 1))
@@ -115,7 +121,7 @@ def clip_states(
         out.append(State(*np.round(pose[k], 3).tolist(), tuple(np.round(shift[k], 4).tolist()), tuple(np.round(gaze[k], 2).tolist()), ex))
     return out
 
-# %% ../../nbs/30_heads.ipynb #1a4eeccc
+# %% ../../nbs/30_heads.ipynb #d6f3b65a
 @lru_cache(maxsize=4)
 def _body(person):
     "What a person's frames share: shape, texture, scale, background, exposure"
@@ -135,7 +141,7 @@ def _body(person):
     b.beard = beard(person.hair, v, n, person.seed) if person.hair['beard']!='none' else None
     line = hairline(a.vertices, person.hair['up'], person.hair['temples'])
     if person.hair['style']=='bald': line = np.minimum(line, 7.72-a.vertices[:,1])
-    b.scalp = line.astype(np.float32)
+    b.fixed = np.stack([a.occlusion/255, line, a.vertices[:,1], a.vertices[:,2]], 1).astype(np.float32)
     b.fuzz = .5*noise(np.random.default_rng([person.seed, 56]), texture_size, 1.)+.5*noise(np.random.default_rng([person.seed, 57]), texture_size, 5)
     b.exposure = person.exposure*.62*(1+.3*person.skin['melanin'])/_draw(person, b, State(), 64).mean_light
     return b
@@ -160,8 +166,17 @@ def _project(person, b, state, size):
     x, y = (np.array(person.place)+state.shift)*size
     return np.stack([x+v[:,0]*k-.5, y-v[:,1]*k-.5], -1), person.distance-v[:,2], v, flat, rot
 
-# %% ../../nbs/30_heads.ipynb #a9332fec
-def _unit(x): return x/np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
+# %% ../../nbs/30_heads.ipynb #27895aad
+def _unit(x): return x/np.maximum(np.sqrt(np.einsum('...i,...i->...', x, x)), 1e-6)[...,None]
+
+def _dot(a, b): return np.einsum('...i,...i->...', a, b)
+
+def _light32(lamp): return SimpleNamespace(**{k: np.asarray(v, np.float32) for k, v in vars(lamp).items()})
+
+def _facing(xy, t):
+    "Triangles that turn their outside to the viewer (y runs downward)"
+    a, d, e = xy[t[:,0]], xy[t[:,1]], xy[t[:,2]]
+    return np.flatnonzero((d[:,0]-a[:,0])*(e[:,1]-a[:,1])-(d[:,1]-a[:,1])*(e[:,0]-a[:,0])<0)
 
 def _lamp_view(d):
     "Axes (3, 3) whose last one runs along the light"
@@ -170,6 +185,7 @@ def _lamp_view(d):
 def _light_map(v, triangles, strands, d, size=224):
     "Depth picture seen from the lamp in direction `d`: what shadows are made of"
     m = _lamp_view(d); p = v@m; s = size/3.6; xy = p[:,:2]*s+[size/2, size*.45]
+    triangles = triangles[_facing(xy*[1, -1], triangles)]
     index, w = rasterize(xy, p[:,2], triangles, size)
     depth = np.full((size, size), 99, np.float32); hit = index>=0
     depth[hit] = interpolate(p[:,2], triangles, index[hit], w[hit])
@@ -191,11 +207,11 @@ def _lit(light_map, points, bias=.035, ramp=.03, taps=9):
 
 def _specular(n, l, view, power):
     "Normalised Blinn highlight with Fresnel reflection"
-    h = _unit(l+view); nh, vh = np.clip((n*h).sum(-1), 0, 1), np.clip((view*h).sum(-1), 0, 1)
+    h = _unit(l+view); nh, vh = np.clip(_dot(n, h), 0, 1), np.clip(_dot(view, h), 0, 1)
     f = .035+.965*(1-vh)**5
     return f*(power+8)/(8*np.pi)*nh**power*np.clip(n@np.asarray(l, np.float32), 0, 1)*np.pi
 
-# %% ../../nbs/30_heads.ipynb #b7aa039a
+# %% ../../nbs/30_heads.ipynb #58142809
 def _eye(person, b, part, rest, gaze):
     "Colour of the eyeballs: white, iris, pupil; and how much each point belongs to the iris"
     out, iris = np.zeros((len(rest), 3), np.float32), np.zeros(len(rest), np.float32)
@@ -217,7 +233,7 @@ def _eye(person, b, part, rest, gaze):
         out[m] = c*(1-w)+white*w; iris[m] = 1-w[:,0]
     return out, iris
 
-# %% ../../nbs/30_heads.ipynb #e2984aca
+# %% ../../nbs/30_heads.ipynb #dc8e90a6
 def _turn(b, p, rot):
     "Pose strands that grow on the head (the neck takes only part of the turn)"
     w = np.clip((p[...,1:2]+7.28-5.75)/.6, 0, 1); w = w*w*(3-2*w)
@@ -236,78 +252,89 @@ def _strand_light(p, rgb, tint, layer, lamp, centre, distance, light_map, shine,
     lit = _lit(light_map, p.reshape(-1, 3), .07, .12, 3).reshape(p.shape[:2])
     along = np.linspace(0, 1, k, dtype=np.float32)[None]
     inner = (.3+.7*layer[:,None])*(.6+.4*along) if dense else np.ones((len(p), k), np.float32)
-    key, rim = np.asarray(lamp.key, np.float32), np.asarray(lamp.rim, np.float32)
+    key, rim = lamp.key, lamp.rim
     sin = lambda a: np.sqrt(np.clip(1-a*a, 0, 1))
     direct = np.clip(nv@key*.65+.35, 0, 1)*lit*sin(t@key)*(.5+.5*inner)
-    up = nv[...,1:2]*.5+.5; around = (np.array(lamp.ground)*(1-up)+np.array(lamp.sky)*up)*inner[...,None]
-    fill = np.clip(nv@np.asarray(lamp.fill, np.float32)*.6+.4, 0, 1)*inner
+    up = nv[...,1:2]*.5+.5; around = (lamp.ground*(1-up)+lamp.sky*up)*inner[...,None]
+    fill = np.clip(nv@lamp.fill*.6+.4, 0, 1)*inner
     back = np.clip(nv@rim*.6+.2, 0, 1)*sin(t@rim)
-    light = direct[...,None]*np.array(lamp.key_rgb)*1.25+around*.9+fill[...,None]*np.array(lamp.fill_rgb)+back[...,None]*np.array(lamp.rim_rgb)
+    light = direct[...,None]*lamp.key_rgb*1.25+around*.9+fill[...,None]*lamp.fill_rgb+back[...,None]*lamp.rim_rgb
     base = np.array(rgb, np.float32)*tint[:,None,None]
-    h = _unit(key+view); shift = .12*(layer[:,None]-.5); s = sin((t*h).sum(-1)+shift)
-    gleam = (s**90*.16+s**18*.05)*direct*shine; edge = sin((t*_unit(rim+view)).sum(-1))**20*back*.25*shine
-    return (base*light+gleam[...,None]*np.array(lamp.key_rgb)*(.35+1.3*np.sqrt(base))+edge[...,None]*np.array(lamp.rim_rgb)*(.3+base)).astype(np.float32)
+    h = _unit(key+view); shift = .12*(layer[:,None]-.5); s = sin(_dot(t, h)+shift)
+    gleam = (s**90*.16+s**18*.05)*direct*shine; edge = sin(_dot(t, _unit(rim+view)))**20*back*.25*shine
+    return (base*light+gleam[...,None]*lamp.key_rgb*(.35+1.3*np.sqrt(base))+edge[...,None]*lamp.rim_rgb*(.3+base)).astype(np.float32)
 
 def _paint(rgb, pix, point, colors, u, opacity=1.):
     "Colour the pixels that strands have won"
     m = len(u); s, j = point//m, point%m; i = np.minimum(u[j].astype(int), colors.shape[1]-2); f = (u[j]-i)[:,None]
     c = colors[s,i]*(1-f)+colors[s,i+1]*f
+    opacity = opacity*(1-.65*(u[j]/(colors.shape[1]-1))[:,None]) if opacity<1 else 1.
     flat = rgb.reshape(-1, 3); flat[pix] = flat[pix]*(1-opacity)+c*opacity
 
-# %% ../../nbs/30_heads.ipynb #c0ce5f61
+def _fill(rgb, pix, point, colors, u, cover, zoom):
+    "Darker hair in the gaps between strands"
+    layer = np.zeros_like(rgb); _paint(layer, pix, point, colors, u)
+    near = cv2.GaussianBlur(cover, (0, 0), 2*zoom); a = (np.clip((near-.3)*2.6, 0, 1)*(cover==0))[...,None]
+    rgb += a*(.6*cv2.GaussianBlur(layer, (0, 0), 2*zoom)/np.maximum(near, 1e-3)[...,None]-rgb)
+
+# %% ../../nbs/30_heads.ipynb #c8a59841
 def _draw(person, b, state, size):
     "One picture at twice the frame's `size`; see `render`"
     a, s = head_asset(), 2*size; zoom = s/384
     xy, z, v, flat, rot = _project(person, b, state, s)
-    index, w = rasterize(xy, z, a.triangles, s)
-    hit = index>=0; i, w = index[hit], w[hit]; at = lambda q: interpolate(q, a.triangles, i, w)
-    depth = np.full((s, s), 1e6, np.float32); depth[hit] = at(z)
-    hair = _turn(b, b.hair.p, rot); lamp = person.light
+    front = _facing(xy, a.triangles)
+    index, w = rasterize(xy, z, a.triangles[front], s)
+    hit = index>=0; i, w = front[index[hit]], w[hit]
+    every = np.concatenate([vertex_normals(v, a.triangles), v, flat, b.uv, b.fixed], 1, dtype=np.float32)
+    n, p, rest, uv, (ao, scalp, by, bz) = [q if k<4 else q.T for k, q in enumerate(np.split(interpolate(every, a.triangles, i, w), [3, 6, 9, 11], 1))]
+    depth = np.full((s, s), 1e6, np.float32); depth[hit] = person.distance-p[:,2]
+    hair = _turn(b, b.hair.p, rot); lamp = _light32(person.light)
     hx, hy, hz, hu = strand_points(_to_picture(person, b, state, hair, s), 1.3)
     pix, point = splat(hx, hy, hz, depth)
     cover = np.zeros(s*s, np.float32); cover[pix] = 1; cover = cover.reshape(s, s)
     lmap = _light_map(v, a.triangles, hair, lamp.key)
-    part, p, rest = a.part[i], at(v), at(flat)
-    n = _unit(at(vertex_normals(v, a.triangles))); uv = at(b.uv)
+    part, n = a.part[i], _unit(n)
     view = _unit(np.array([0, 0, person.distance], np.float32)-p)
     full = np.zeros((s, s, 2), np.float32); full[hit] = uv
     tex = lambda t: cv2.remap(t, full[...,0], full[...,1], cv2.INTER_LINEAR)[hit]
     albedo, gloss, slope, fuzz = tex(b.texture.albedo), tex(b.texture.gloss), tex(b.texture.slope), tex(b.fuzz)
     skin = (part==0)|(part==8)|(part==7)
-    right = _unit(np.cross(np.array([0, 1, 0], np.float32), n))
+    right = _unit(np.stack([n[:,2], 0*n[:,1], -n[:,0]], 1))
     n = np.where(skin[:,None], _unit(n-slope[:,:1]*right*.35+slope[:,1:]*np.cross(n, right)*.35), n)
-    root = (np.clip(at(b.scalp)/.07+.35*fuzz+.3, 0, 1)*(part==0))[:,None]*.88
+    root = (np.clip(scalp/.07+.35*fuzz+.3, 0, 1)*(part==0))[:,None]*.88
     albedo = albedo*(1-root)+np.array(person.hair['rgb'], np.float32)*.55*root
     eye, iris = _eye(person, b, part, rest, state.gaze)
     is_eye = (part==1)|(part==2); albedo[is_eye] = eye[is_eye]
     teeth = (part==3)|(part==4)
     albedo[teeth] = [.62, .56, .46]; albedo[part==5] = [.36, .1, .09]; albedo[part==6] = [.22, .045, .04]
-    ao = np.clip(at(a.occlusion.astype(np.float32)/255)*1.15, 0, 1)
+    ao = np.clip(ao*1.15, 0, 1)
     inside = teeth|(part==5)|(part==6)
     lips = mesh_landmarks(flat)[[13, 14]].mean(0)
     ao[inside] = np.exp(-4.5*np.clip(lips[2]-rest[inside,2]-.03, 0, 2))*.75
-    cloth = (part==8)&(at(a.vertices[:,1])<5.95-.25*np.clip(at(a.vertices[:,2]), 0, 1))
+    cloth = (part==8)&(by<5.95-.25*np.clip(bz, 0, 1))
     albedo[cloth] = person.clothes['rgb']
     ao = ao*(1-.55*cv2.GaussianBlur(np.roll(cover, int(4*zoom), 0), (0, 0), 7*zoom)[hit])
     lit = _lit(lmap, p)
-    wrap = lambda d, k: np.clip((n@np.asarray(d, np.float32)+k)/(1+k), 0, 1)
-    light = (wrap(lamp.key, .18)*lit)[:,None]*np.array(lamp.key_rgb)*1.25+wrap(lamp.fill, .35)[:,None]*np.array(lamp.fill_rgb)*(.4+.6*ao)[:,None]
-    light = light*np.where(inside, ao, 1)[:,None]+(wrap(lamp.rim, .1)*ao)[:,None]*np.array(lamp.rim_rgb)*~inside[:,None]
-    up = (n[:,1:2]*.5+.5); light += (np.array(lamp.ground)*(1-up)+np.array(lamp.sky)*up)*ao[:,None]
+    wrap = lambda d, k: np.clip((n@d+k)/(1+k), 0, 1)
+    light = (wrap(lamp.key, .18)*lit)[:,None]*lamp.key_rgb*1.25+wrap(lamp.fill, .35)[:,None]*lamp.fill_rgb*(.4+.6*ao)[:,None]
+    light = light*np.where(inside, ao, 1)[:,None]+(wrap(lamp.rim, .1)*ao)[:,None]*lamp.rim_rgb*~inside[:,None]
+    up = (n[:,1:2]*.5+.5); light += (lamp.ground*(1-up)+lamp.sky*up)*ao[:,None]
     body = skin&~cloth; mask = np.zeros((s, s), np.float32); mask[hit] = body
     picture = np.zeros((s, s, 3), np.float32); picture[hit] = light*body[:,None]
     soft = np.stack([cv2.GaussianBlur(picture[...,c], (0, 0), q*zoom)/np.maximum(cv2.GaussianBlur(mask, (0, 0), q*zoom), 1e-3) for c, q in enumerate((4.5, 2., 1.2))], -1)[hit]
     light = np.where(body[:,None], .25*light+.75*soft, light).astype(np.float32)
     shine = (_specular(n, lamp.key, view, 14.)*.55+_specular(n, lamp.key, view, 55.)*.3)*lit
-    shine = shine[:,None]*np.array(lamp.key_rgb)+_specular(n, lamp.rim, view, 14.)[:,None]*np.array(lamp.rim_rgb)*.6
+    shine = shine[:,None]*lamp.key_rgb+_specular(n, lamp.rim, view, 14.)[:,None]*lamp.rim_rgb*.6
     shine = shine*np.where(is_eye, 0, np.where(teeth, 1.2*ao, np.where(cloth, .15, gloss*(1-root[:,0]))))[:,None]
     color = albedo*light+shine*.8
     if is_eye.any():
         ball = np.zeros((s, s), np.float32); ball[hit] = is_eye
         shade = cv2.GaussianBlur(np.roll(ball, int(2*zoom), 0), (0, 0), 3*zoom)[hit]
-        color[is_eye] *= np.clip(shade*1.15-.1, .12, 1)[is_eye,None]
-        h = _unit(np.asarray(lamp.key, np.float32)+view); nh = (_unit(n)*h).sum(-1)
-        color[is_eye] += (np.clip((nh-.975)/.012, 0, 1)*np.clip(shade*1.5-.4, 0, 1)*.9)[is_eye,None]*np.array(lamp.key_rgb, np.float32)
+        color[is_eye] *= np.clip(shade*1.3-.1, .12, 1.1)[is_eye,None]
+        near = _unit(lamp.key*np.array([.55, .6, .6], np.float32)+np.array([0, .05, .45], np.float32))
+        nh = _dot(n[is_eye], _unit(near+view[is_eye]))
+        spark = np.clip((nh-.978)/.01, 0, 1)*(.25+.75*iris[is_eye])*np.clip(shade[is_eye]*1.6-.3, 0, 1)
+        color[is_eye] += spark[:,None]*lamp.key_rgb*1.1
     bg = b.background if s==384 else cv2.resize(b.background, (s, s), interpolation=cv2.INTER_AREA)
     rgb = bg/np.float32(b.exposure); rgb[hit] = color
     centre = _turn(b, np.array([[[0, .3, -.9]]], np.float32), rot)[0,0]
@@ -322,6 +349,7 @@ def _draw(person, b, state, size):
         one = np.ones(len(strands), np.float32)
         _paint(rgb, q, pt, _strand_light(strands, c, one, one, lamp, centre, person.distance, lmap, .3, False), u, opacity)
     colors = _strand_light(hair, person.hair['rgb'], b.hair.tint, b.hair.layer, lamp, centre, person.distance, lmap, person.hair['shine'])
+    _fill(rgb, pix, point, colors, hu, cover, zoom)
     _paint(rgb, pix, point, colors, hu)
     face = np.zeros((s, s), np.float32); face[hit] = (part!=8); face[cover>0] = 0
     return SimpleNamespace(rgb=rgb*np.float32(b.exposure), xy=xy, face=face, depth=depth, mean_light=float(light[part==0].mean()), hit=hit, n=n)
@@ -337,7 +365,7 @@ def render(
     landmarks = (mesh_landmarks(d.xy)+.5)/2-.5
     return SimpleNamespace(rgb=d.rgb, landmarks=landmarks.astype(np.float32), visible=(visible>.5).astype(np.uint8)*255, depth=d.depth)
 
-# %% ../../nbs/30_heads.ipynb #2f12462a
+# %% ../../nbs/30_heads.ipynb #4cf3c659
 def make_clip(
     seed:int, # the person
     n_frames:int=8,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Light', 'make_light', 'background']
 
-# %% ../../nbs/29e_scene.ipynb #9265889a
+# %% ../../nbs/29e_scene.ipynb #5bac6047
 from dataclasses import dataclass
 
 import cv2
@@ -13,7 +13,7 @@ import numpy as np
 
 from .skin import linear, noise
 
-# %% ../../nbs/29e_scene.ipynb #6b02fb7e
+# %% ../../nbs/29e_scene.ipynb #a2347783
 @dataclass(frozen=True)
 class Light:
     "Directions point from the face to the lamp (x right, y up, z to the camera); colours are linear light"
@@ -46,7 +46,7 @@ def make_light(
     return Light(_direction(side*u(8, 58), u(12, 52)), r(key), _direction(-side*u(30, 75), u(-5, 30)), r(fill),
                  _direction(-side*u(115, 155), u(5, 45)), r(rim), r(sky), r(ground), float(hard))
 
-# %% ../../nbs/29e_scene.ipynb #2929e43b
+# %% ../../nbs/29e_scene.ipynb #a6b33eb6
 def _wall(rng, size, base):
     "Plain wall with a gradient and slight unevenness"
     h, w = size; y, x = np.mgrid[:h,:w]/np.array([h, w])[:,None,None]-.5
@@ -59,7 +59,7 @@ def background(
 )->np.ndarray: # linear light, (H, W, 3) float32
     "A blurred room, street, garden or studio"
     rng = np.random.default_rng([seed, 31]); h, w = size; u = rng.uniform
-    base = linear(np.clip(rng.choice([.25, .45, .6, .75])*u(.8, 1.2)+rng.normal(0, .06, 3), .05, .95))
+    base = linear(np.clip(rng.choice([.25, .45, .6, .75])*u(.8, 1.2)+rng.normal(0, .045, 3), .05, .95))
     x = _wall(rng, size, base)
     kind = rng.choice(['studio', 'room', 'shelf', 'lights', 'garden', 'window', 'panels'])
     if kind=='studio':
@@ -68,21 +68,22 @@ def background(
     boxes = dict(room=12, shelf=0, lights=5, garden=0, window=4, panels=0, studio=0)[kind]
     for _ in range(boxes):
         p, q = rng.integers(0, [w, h]), rng.integers(20, [w//2, h//2])
-        c = linear(np.clip(u(.1, .9)+rng.normal(0, .1, 3), 0, 1))
+        c = linear(np.clip(u(.1, .85)+rng.normal(0, .05, 3), 0, 1))
         cv2.rectangle(x, tuple(map(int, p)), tuple(map(int, p+q)), tuple(map(float, c)), -1)
     if kind=='shelf':
+        tint = rng.normal(0, .09, 3)
         for row in range(-20, h, int(u(60, 110))):
             k = 0
             while k<w:
                 d = int(u(7, 24)); top = int(row+u(5, 30))
-                c = linear(np.clip(u(.1, .7)+rng.normal(0, .16, 3), .02, 1))
+                c = linear(np.clip(u(.12, .7)+rng.normal(0, .045, 3)+tint*u(-1, 1), .02, 1))
                 cv2.rectangle(x, (k, top), (k+d-2, row+75), tuple(map(float, c)), -1); k += d
             cv2.rectangle(x, (0, row+75), (w, row+84), tuple(map(float, base*.5)), -1)
     if kind=='panels':
         for k in range(0, w, d := int(u(30, 90))): x[:,k:k+max(2, d//14)] *= np.float32(u(.5, .8))
     if kind=='garden':
         n = noise(rng, size, 18)+.6*noise(rng, size, 45)
-        green = linear(np.clip(np.array([.35, .5, .2])+rng.normal(0, .07, 3), .05, 1))
+        green = linear(np.clip(np.array([.34, .42, .24])+rng.normal(0, .05, 3), .05, 1))
         x = green*np.exp(.55*n)[...,None]; top = np.clip((h*u(.15, .45)-np.arange(h))/60, 0, 1)[:,None,None]
         x = (x*(1-top)+top*linear([.75, .85, .97])*1.1).astype(np.float32)
     if kind=='window':

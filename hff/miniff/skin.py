@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['texture_size', 'texture_xy', 'noise', 'face_maps', 'linear', 'skin_tone', 'skin_texture', 'make_skin']
 
-# %% ../../nbs/29b_skin.ipynb #86f2f3f8
+# %% ../../nbs/29b_skin.ipynb #b18a10c2
 from functools import lru_cache
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ import numpy as np
 from .mesh import head_asset, mesh_landmarks
 from .raster import interpolate, rasterize
 
-# %% ../../nbs/29b_skin.ipynb #8f43c637
+# %% ../../nbs/29b_skin.ipynb #c7552595
 texture_size = (576, 896)   # rows: 3.6 dm of height; columns: 4 rad around the head's axis
 
 def texture_xy(
@@ -26,7 +26,7 @@ def texture_xy(
     angle = np.clip(np.arctan2(rest[...,0], rest[...,2]-.35), -2, 2)
     return np.stack([(angle/4+.5)*(w-1), np.clip((8.65-rest[...,1])/3.6, 0, 1)*(h-1)], -1).astype(np.float32)
 
-# %% ../../nbs/29b_skin.ipynb #0ef1fa35
+# %% ../../nbs/29b_skin.ipynb #ff053e59
 def noise(
     rng:np.random.Generator,
     shape, # (H, W)
@@ -39,7 +39,7 @@ def noise(
     x = cv2.resize(small, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC) if k>1 else small[:shape[0],:shape[1]]
     return (x-x.mean())/x.std()
 
-# %% ../../nbs/29b_skin.ipynb #223ed054
+# %% ../../nbs/29b_skin.ipynb #48938e44
 def _spot(xy, sx, sy=None, angle=0.):
     "Gaussian spot on the texture"
     h, w = texture_size
@@ -76,7 +76,7 @@ def face_maps():
         eyes=both(159, 386, 24, 10)+both(145, 374, 22, 7)*.5, bags=both(230, 450, 20, 6, .1), forehead=_spot(p[151], 110, 40),
         ears=both(234, 454, 26, 50)*0, tzone=_spot(p[151], 50, 60)+_spot(p[6], 20, 60)+_spot(p[4], 26, 26), brow=both(105, 334, 60, 14))
 
-# %% ../../nbs/29b_skin.ipynb #a71db541
+# %% ../../nbs/29b_skin.ipynb #ac639714
 _tones = np.array([[246, 214, 196], [236, 194, 170], [222, 172, 142], [198, 146, 112], [168, 116, 82], [126, 82, 56], [88, 56, 40]])/255
 
 def linear(
@@ -91,7 +91,7 @@ def skin_tone(
     "Base colour of the skin"
     return linear([np.interp(melanin*6, np.arange(7), _tones[:,c]) for c in range(3)])
 
-# %% ../../nbs/29b_skin.ipynb #3fc497f2
+# %% ../../nbs/29b_skin.ipynb #80effab1
 def skin_texture(
     skin:dict, # see `make_skin`
     seed:int, # of the random pattern
@@ -122,13 +122,13 @@ def skin_texture(
     if skin['shadow']: albedo = albedo*np.exp(-(f.eyes*skin['shadow'])[...,None]*np.array(skin['shadow_tint'], np.float32))
     relief = -.55*skin['pores']*pores+.35*n(2.2)+.5*n(5)*(.4+skin['age'])
     y = np.arange(shape[0], dtype=np.float32)[:,None]
-    relief += skin['age']*(f.forehead*6*np.sin((y+6*n(40))*.5)+3*f.bags*np.sin(y*1.1+2*n(12)))*.6
+    relief += max(skin['age']-.25, 0)*(f.forehead*4*np.sin((y+5*n(40)+3*n(14))*.42)*np.clip(.6+.6*n(25), 0, 1)+2*f.bags*np.sin(y*1.1+2*n(12)))*.6
     relief -= 1.6*f.lips*np.maximum(n(1.5), 0)
     slope = np.stack([cv2.Sobel(relief, cv2.CV_32F, 1, 0, scale=1/8), cv2.Sobel(relief, cv2.CV_32F, 0, 1, scale=1/8)], -1)
     gloss = np.clip(.65+.35*f.tzone+.15*n(20)+.9*f.lips*skin['lip_gloss']-.25*f.beard*bool(skin['stubble']), .1, 2.5)
     return SimpleNamespace(albedo=albedo.astype(np.float32), gloss=gloss.astype(np.float32), slope=slope.astype(np.float32))
 
-# %% ../../nbs/29b_skin.ipynb #5e674dfc
+# %% ../../nbs/29b_skin.ipynb #4edb61c1
 def make_skin(
     rng:np.random.Generator,
     race:str, sex:str, old:float,
@@ -136,9 +136,9 @@ def make_skin(
     "Draw a skin"
     lo, hi = dict(caucasian=(0, .38), asian=(.16, .5), african=(.55, 1.))[race]
     m, u = rng.uniform(lo, hi), rng.uniform
-    red = np.array([.28, .95, .8])*u(.6, 1.1)*(1-.25*m)
+    red = np.array([.22, .75, .6])*u(.6, 1.15)*(1-.25*m)
     lipstick = sex=='female' and rng.random()<.45
-    if lipstick: red = np.array([[.25, 1.7, 1.3], [.4, 1.9, 1.7], [.3, 1.2, .9], [.55, 1.5, 1.1]])[rng.integers(4)]*u(.6, 1.)
+    if lipstick: red = np.array([[.2, 1.3, 1.], [.35, 1.5, 1.3], [.25, 1., .75], [.5, 1.2, .9]])[rng.integers(4)]*u(.6, 1.)
     return dict(melanin=m, flush=u(.1, .42), bags=u(0, .22)+.15*old, pores=u(.5, 1.3)*(1.2 if sex=='male' else .8),
         freckles=float(rng.random()<.22)*u(.15, .5)*(m<.4), moles=int(rng.integers(0, 4)), age=old, lip=tuple(red.round(3)), lip_gloss=u(.2, 1.2) if lipstick else u(0, .5),
         stubble=u(.1, .65) if sex=='male' and rng.random()<.75 else 0., shadow=u(.1, .5) if lipstick else 0.,
