@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BOX', 'FACE_COLUMNS', 'read_picture', 'detect_faces', 'find_landmarks', 'square_box', 'crop', 'to_crop', 'pmap',
-           'faces_id', 'extract_faces', 'faces_folder']
+           'faces_id', 'extract_faces', 'read_faces']
 
 # %% ../nbs/21_faces.ipynb #b65ca01c
 import contextlib, hashlib, importlib.util, io, json, os, shutil, sys, threading, time, types, warnings
@@ -237,14 +237,14 @@ def extract_faces(
     size:int=128, # side of a crop, pixels
     margin:float=1.3, # of the box
     jobs:int=2, # processes
-)->pd.DataFrame: # one row per frame, also written as `faces.parquet`; `landmarks.npy` lies beside it
+)->Path: # the folder: crops, `faces.parquet` (one row per frame), `landmarks.npy` (same rows, crop pixels)
     "Cut out the faces of a whole manifest; found again when it was done before"
     settings = dict(frames=frames, size=size, margin=margin)
     key = faces_id(check_manifest(manifest), root, **settings)
     out = Path(out) if out else data_dir()/'faces'/key
     if (out/'faces.json').is_file() and (old := read_json(out/'faces.json')['id'])!=key:
         raise HffError(f"{out} holds the faces of other data or settings ({old}, not {key}): choose another folder or delete it")
-    if (out/'faces.parquet').is_file(): return read_table(out/'faces.parquet')
+    if (out/'faces.parquet').is_file(): return out
     write_json(dict(id=key, **settings), out/'faces.json')
     rows = manifest.to_dict('records')
     pmap(_video_faces, [(r, Path(root), out, frames, size, margin) for r in rows], jobs, 'faces')
@@ -252,7 +252,13 @@ def extract_faces(
     with atomic(out/'landmarks.npy') as tmp: np.save(tmp, points)
     write_table(table, out/'faces.parquet')
     shutil.rmtree(out/'parts', ignore_errors=True)
-    return table
+    return out
+
+def read_faces(
+    folder:Path|str, # what `extract_faces` gave back
+)->pd.DataFrame: # one row per frame
+    "The table of an extraction"
+    return read_table(Path(folder)/'faces.parquet')
 
 def _assemble(rows, out):
     "Join the parts in the order of the manifest"
@@ -265,11 +271,3 @@ def _assemble(rows, out):
                                         **dict(zip(BOX, p['boxes'].T)), 'status':p['status'], 'reason':p['reason']})[FACE_COLUMNS])
             points.append(p['points'])
     return pd.concat(tables, ignore_index=True), np.concatenate(points)
-
-def faces_folder(
-    manifest:pd.DataFrame, # one row per video
-    root:Path|str, # the data set's folder
-    frames:int=8, size:int=128, margin:float=1.3, # as for `extract_faces`
-)->Path: # where `extract_faces` puts them when no folder is named
-    "Default folder of these crops"
-    return data_dir()/'faces'/faces_id(manifest, root, frames=frames, size=size, margin=margin)
