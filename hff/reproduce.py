@@ -32,11 +32,13 @@ def open_data(
     "Build or find the data of a preset and cut out the faces"
     p = load_preset(preset)
     if not data_root and 'miniff' not in p: raise HffError(f"Preset {preset!r} needs your own data: give --data-root, the root of a FaceForensics++ tree (c23)")
-    from hff.faces import extract_faces
+    from hff.faces import extract_faces, faces_folder
     from hff.miniff.build import build
     from hff.sources import read_ffpp
     tree = Path(data_root) if data_root else build(preset=preset, jobs=jobs)
-    faces = extract_faces(read_ffpp(tree, quality=quality), tree, frames=p['recipe']['frames'], jobs=jobs, **p['crop'])
+    manifest, how = read_ffpp(tree, quality=quality), dict(frames=p['recipe']['frames'], **p['crop'])
+    extract_faces(manifest, tree, jobs=jobs, **how)
+    faces = faces_folder(manifest, tree, **how)
     return Data(tree, faces, faces.name)
 
 def runs_root(
@@ -101,7 +103,7 @@ def run_notebook(
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     error = ''
     try: pm.execute_notebook(str(book), str(out), params, kernel_name='python3', progress_bar=False,
-                             cwd=str(Path(book).parent), extra_arguments=['--IPKernelApp.log_level=40'])   # no warning about a local port
+                             cwd=str(Path(book).parent), extra_arguments=['--IPKernelApp.log_level=50'])   # no warning about a local port
     except PapermillExecutionError as e: error = f'{e.ename}: {e.evalue}'.split('\n')[0]
     return dict(notebook=Path(book).stem, ok=not error, seconds=round(time.time()-start), error=error)
 
@@ -138,6 +140,7 @@ def reproduce(
     jobs:int=0, # processes; 0 = one for each core
 )->pd.DataFrame: # notebook, ok, seconds, error
     "Regenerate tables and pictures; a failed run or notebook is reported and the rest goes on"
+    import torch
     from hff.cli import os_cores
     from hff.trainer import run_all
     books, jobs, start = notebooks(tuple(only)), jobs or os_cores(), time.time()
@@ -145,10 +148,11 @@ def reproduce(
     with atomic(out_dir/'.writable') as f: f.touch()        # an unwritable folder fails now, not in an hour
     (out_dir/'.writable').unlink()
     data = open_data(preset, data_root, jobs)
-    try: run_all(recipes_for(tables_of(books), preset, seeds, data.id), data.faces, runs_root(preset), jobs=jobs)
+    at_once = 1 if torch.cuda.is_available() else jobs       # one training fills a GPU
+    try: run_all(recipes_for(tables_of(books), preset, seeds, data.id), data.faces, runs_root(preset), jobs=at_once)
     except HffError as e: print(f'hff: {e}; the notebooks go on with what is there')
     os.environ['TQDM_DISABLE'] = '1'                         # for the kernels: no bars in stored outputs
-    params = dict(preset=preset, seeds=list(seeds), data_root=str(data_root), out_dir=str(out_dir), jobs=jobs)
+    params = dict(preset=preset, seeds=list(seeds), data_root=str(data_root), out_dir=str(out_dir), jobs=at_once)
     done = []
     for b in books:
         done.append(run_notebook(b, runs_root(preset)/'notebooks'/b.name, **params))
