@@ -120,7 +120,7 @@ def main(
     args:list|None=None, # words after `hff` (default: those of the shell)
 )->int: # exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted
     "Run the command line; a mistake is one line on standard error"
-    try: return app(args=args, standalone_mode=False) or 0
+    try: return app(args=args, prog_name='hff', standalone_mode=False) or 0
     except HffError as e: print(f"hff: {e}", file=sys.stderr); return 1
     except (KeyboardInterrupt, typer.Abort): print("hff: interrupted; finished work is kept, the same command goes on", file=sys.stderr); return 130
     except typer.Exit as e: return e.exit_code

@@ -32,13 +32,11 @@ def open_data(
     "Build or find the data of a preset and cut out the faces"
     p = load_preset(preset)
     if not data_root and 'miniff' not in p: raise HffError(f"Preset {preset!r} needs your own data: give --data-root, the root of a FaceForensics++ tree (c23)")
-    from hff.faces import extract_faces, faces_folder
+    from hff.faces import extract_faces
     from hff.miniff.build import build
     from hff.sources import read_ffpp
     tree = Path(data_root) if data_root else build(preset=preset, jobs=jobs)
-    manifest, how = read_ffpp(tree, quality=quality), dict(frames=p['recipe']['frames'], **p['crop'])
-    extract_faces(manifest, tree, jobs=jobs, **how)
-    faces = faces_folder(manifest, tree, **how)
+    faces = extract_faces(read_ffpp(tree, quality=quality), tree, frames=p['recipe']['frames'], jobs=jobs, **p['crop'])
     return Data(tree, faces, faces.name)
 
 def runs_root(
