@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['styles', 'hairline', 'make_hair', 'grow', 'brows', 'beard', 'lashes', 'strand_points', 'splat']
 
-# %% ../../nbs/29c_hair.ipynb #daabc01e
+# %% ../../nbs/29c_hair.ipynb #f3b27347
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 from .mesh import head_asset, mesh_landmarks
 from .skin import face_maps, linear, texture_size, texture_xy
 
-# %% ../../nbs/29c_hair.ipynb #ac48ca05
+# %% ../../nbs/29c_hair.ipynb #6c078f5b
 _line = np.array([[0, 7.83], [.4, 7.85], [.7, 7.8], [.88, 7.66], [1., 7.46], [1.13, 7.22], [1.28, 7.08], [1.45, 7.3], [1.6, 7.38], [1.85, 7.1], [2.3, 6.68], [3.15, 6.5]])
 
 def hairline(
@@ -29,7 +29,7 @@ def hairline(
     ear = (np.abs(rest[...,0])>.77)&(rest[...,1]<7.45)&(rest[...,2]>.02)&(rest[...,2]<.64)
     return np.where(ear, -1, d)
 
-# %% ../../nbs/29c_hair.ipynb #8de2fd32
+# %% ../../nbs/29c_hair.ipynb #90947b65
 def _roots(rng, v, normals, weight, n):
     "Places on the head, their normals and base places, drawn with `weight` for each triangle corner"
     a = head_asset(); t = a.triangles[a.part==0]
@@ -41,7 +41,7 @@ def _roots(rng, v, normals, weight, n):
 
 def _unit(x): return x/np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
 
-# %% ../../nbs/29c_hair.ipynb #5833ab9f
+# %% ../../nbs/29c_hair.ipynb #f1246b1a
 styles = dict( # number of strands, points, length on top, at the sides, lift, gravity, curl, stickiness to the comb direction
     buzz=dict(n=7500, k=3, top=.05, side=.035, lift=1.2, fall=0, curl=0, comb='forward'),
     crop=dict(n=6000, k=6, top=.2, side=.1, lift=.75, fall=.1, curl=.01, comb='forward'),
@@ -76,7 +76,7 @@ def make_hair(
         wave=rng.uniform(.5, 1.3), shine=rng.uniform(.5, 1.2)*(.5 if race=='african' else 1), beard=beard, brows=rng.uniform(.6, 1.15)*(1.15 if sex=='male' else .85),
         brow_dark=rng.uniform(.5, .9), brow_arch=rng.uniform(-.025, .02))
 
-# %% ../../nbs/29c_hair.ipynb #613e9f63
+# %% ../../nbs/29c_hair.ipynb #1d79b047
 def _comb(kind, p, n, rest, hair, rng):
     "Wanted direction of growth at the roots"
     x, side = rest[:,0]-hair['part'], np.sign(rest[:,0]-hair['part'])[:,None]
@@ -157,7 +157,7 @@ def _waves(rng, p, mine, amount, length, style):
     grow_ = amount*np.clip(t*2.5, 0, 1)
     return np.stack([a*grow_, .5*b*grow_*(style in ('curls', 'afro')), b*grow_], -1)+np.cumsum(rng.normal(0, .004, p.shape), 1)
 
-# %% ../../nbs/29c_hair.ipynb #4204158a
+# %% ../../nbs/29c_hair.ipynb #1b7d987b
 _brow = [[107, 66, 105, 63, 70], [336, 296, 334, 293, 300]], [[55, 65, 52, 53, 46], [285, 295, 282, 283, 276]]
 _lids = [[33, 246, 161, 160, 159, 158, 157, 173, 133], [263, 466, 388, 387, 386, 385, 384, 398, 362]], [[33, 7, 163, 144, 145, 153, 154, 155, 133], [263, 249, 390, 373, 374, 380, 381, 382, 362]]
 
@@ -168,7 +168,7 @@ def _along(p, u):
 def brows(hair, v, normals, seed):
     "Brow strands of both sides on the neutral mesh, and the mesh vertex each one follows"
     rng, p = np.random.default_rng([seed, 53]), mesh_landmarks(v); out = []
-    n = int(330*hair['brows'])
+    n = int(480*hair['brows'])
     for k in (0, 1):
         u, w = rng.random(n), np.clip(rng.normal(.5, .22, n), 0, 1)
         upper, lower = _along(p[_brow[0][k]], u), _along(p[_brow[1][k]], u)
@@ -203,7 +203,7 @@ def _settle(strands, v, normals, gap):
 def lashes(points, rot_closure, seed, amount):
     "Lash strands from the lid landmarks of this frame: `points` (468, 3), `rot_closure` = how far each lid is shut"
     rng = np.random.default_rng([seed, 55]); out = []
-    for lids, n, length, up in ((_lids[0], 70, .055, .55), (_lids[1], 26, .026, -.7)):
+    for lids, n, length, up in ((_lids[0], 130, .05, .5), (_lids[1], 40, .024, -.7)):
         for k in (0, 1):
             u = np.linspace(.04, .97, n)+rng.normal(0, .006, n); root = _along(points[lids[k]], u)
             fan = (.35-u)*1.1*(-1 if k else 1)*-1
@@ -214,7 +214,7 @@ def lashes(points, rot_closure, seed, amount):
             out.append(root[:,None]+[0, 0, .008]+(_unit(d)[:,None]*t+np.array([0, .35*lift, 0])*t*t)*m[:,None,None])
     return np.concatenate(out).astype(np.float32)
 
-# %% ../../nbs/29c_hair.ipynb #e0f07d41
+# %% ../../nbs/29c_hair.ipynb #8dd91921
 def strand_points(
     strands, # (S, K, 3) picture x, y and depth
     spacing:float=1.3, # pixels between neighbours

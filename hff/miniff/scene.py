@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Light', 'make_light', 'background']
 
-# %% ../../nbs/29e_scene.ipynb #5bac6047
+# %% ../../nbs/29e_scene.ipynb #fadc0065
 from dataclasses import dataclass
 
 import cv2
@@ -13,7 +13,7 @@ import numpy as np
 
 from .skin import linear, noise
 
-# %% ../../nbs/29e_scene.ipynb #a2347783
+# %% ../../nbs/29e_scene.ipynb #c3d3fb6b
 @dataclass(frozen=True)
 class Light:
     "Directions point from the face to the lamp (x right, y up, z to the camera); colours are linear light"
@@ -46,7 +46,7 @@ def make_light(
     return Light(_direction(side*u(8, 58), u(12, 52)), r(key), _direction(-side*u(30, 75), u(-5, 30)), r(fill),
                  _direction(-side*u(115, 155), u(5, 45)), r(rim), r(sky), r(ground), float(hard))
 
-# %% ../../nbs/29e_scene.ipynb #a6b33eb6
+# %% ../../nbs/29e_scene.ipynb #b96d91b7
 def _wall(rng, size, base):
     "Plain wall with a gradient and slight unevenness"
     h, w = size; y, x = np.mgrid[:h,:w]/np.array([h, w])[:,None,None]-.5
@@ -61,7 +61,7 @@ def background(
     rng = np.random.default_rng([seed, 31]); h, w = size; u = rng.uniform
     base = linear(np.clip(rng.choice([.25, .45, .6, .75])*u(.8, 1.2)+rng.normal(0, .045, 3), .05, .95))
     x = _wall(rng, size, base)
-    kind = rng.choice(['studio', 'room', 'shelf', 'lights', 'garden', 'window', 'panels'])
+    kind = rng.choice(['studio', 'room', 'shelf', 'lights', 'garden', 'window', 'panels'], p=[.2, .18, .12, .1, .14, .13, .13])
     if kind=='studio':
         s = u(.3, .6)*w; yy, xx = np.mgrid[:h,:w]
         x *= (.55+.9*np.exp(-((xx-u(.3, .7)*w)**2+(yy-u(.3, .6)*h)**2)/(2*s*s)))[...,None].astype(np.float32)
