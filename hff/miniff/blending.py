@@ -31,7 +31,8 @@ def feathered(
     r = cv2.morphologyEx(region, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (15, 15)))   # no thin tongues
     d = cv2.distanceTransform(cv2.copyMakeBorder(r, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 5)[1:-1,1:-1]
     hard = (d>inset+.5*feather).astype(np.float32)
-    return cv2.GaussianBlur(hard, (0, 0), feather)*np.clip(d/(inset+feather), 0, 1)*(region>0)
+    alpha = cv2.GaussianBlur(hard, (0, 0), feather)*np.clip(d/(inset+feather), 0, 1)*(region>0)
+    return np.where(alpha<1/256, np.float32(0), np.minimum(alpha, 1))
 
 # %% ../../nbs/31a_blending.ipynb #5add423c
 def colour_match(
@@ -39,7 +40,7 @@ def colour_match(
     reference:np.ndarray, # target frame, (H, W, 3)
     weight:np.ndarray, # where to measure, (H, W)
     brightness=(.35, 2.5), # bounds of the gain common to the channels
-    tint=(.7, 1.4), # bounds of each channel's gain beside the common one
+    tint=(.55, 1.8), # bounds of each channel's gain beside the common one
     spread=(.8, 1.2), # bounds of the spread's gain beside the mean's
 )->np.ndarray: # (H, W, 3) float32
     "Mean and spread of each channel moved to the reference's, within bounds"
@@ -47,9 +48,9 @@ def colour_match(
     a, b = (x.astype(np.float32).reshape(-1, 3) for x in (image, reference))
     ma, mb = np.maximum(w@a, 1), w@b
     sa, sb = np.sqrt(np.maximum(w@a**2-ma**2, 1e-3)), np.sqrt(np.maximum(w@b**2-mb**2, 1e-3))
-    g = np.clip(mb.mean()/ma.mean(), *brightness)
-    g = g*np.clip(mb/ma/g, *tint)
-    k = g*np.clip(sb/sa/g, *spread)
+    bright = mb.mean()/ma.mean()
+    g = np.clip(bright, *brightness)*np.clip(mb/ma/bright, *tint)
+    k = g*np.clip(sb/sa*ma/np.maximum(mb, 1), *spread)
     return (image*k+(ma*g-ma*k)).astype(np.float32)
 
 # %% ../../nbs/31a_blending.ipynb #9ba6b8d9

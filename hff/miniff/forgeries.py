@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'SHARPEN', 'pose_and_expression', 'nearest_frames', 'stage_faceswap', 'fused_textures', 'stage_face2face',
-           'stage_neural_textures', 'stage_touched', 'Forgery', 'forge']
+           'stage_neural_textures', 'stage_touched', 'Forgery', 'forge', 'residual', 'show_forgery']
 
 # %% ../../nbs/31c_forgeries.ipynb #21d42f6b
 from dataclasses import dataclass, field
@@ -184,3 +184,27 @@ def forge(
         if t==0: stages = dict(target=f, source=f if source is None else source.frames[0], face=faces[0], alpha=alpha,
                                fitted=np.clip(fitted, 0, 255).astype(np.uint8), result=out)
     return Forgery(np.stack(frames), np.stack(masks), stages)
+
+# %% ../../nbs/31c_forgeries.ipynb #5f1c0926
+_KV = np.array([[-1,2,-2,2,-1], [2,-6,8,-6,2], [-2,8,-12,8,-2], [2,-6,8,-6,2], [-1,2,-2,2,-1]], np.float32)/12
+
+def residual(
+    image:np.ndarray, # (H, W, 3) uint8
+    t:float=12, # truncation
+)->np.ndarray: # (H, W) float32 in [-t, t]
+    "High-pass residual of the channel sum, for pictures of a forgery"
+    return np.clip(cv2.filter2D(image.astype(np.float32).sum(-1), -1, _KV), -t, t)
+
+def show_forgery(
+    forgery:Forgery,
+    axs, # eight axes
+    label:str='', # written at the left
+):
+    "Stages of a forgery's first frame"
+    s = forgery.stages
+    d = np.clip(4*np.abs(s['result'].astype(int)-s['target']), 0, 255)
+    for ax, im in zip(axs, (s['target'], s['source'], s['face'], s['alpha'], s['result'], d, residual(s['target']), residual(s['result']))):
+        lim = dict(cmap='gray', vmin=-12, vmax=12) if im.ndim==2 and im.min()<0 else dict(cmap='gray')
+        ax.imshow(im, **lim); ax.set(xticks=[], yticks=[])
+    axs[0].set_ylabel(label)
+    return axs

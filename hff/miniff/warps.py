@@ -64,8 +64,7 @@ def warp_map(
     inv /= np.maximum(d[:,0,0]*d[:,1,1]-d[:,0,1]*d[:,1,0], 1e-6)[:,None,None]
     y, x = np.nonzero(index>=0); i = index[y,x]
     u, v = (x-p[i,0,0]), (y-p[i,0,1])
-    b = np.clip([u*inv[i,0,k]+v*inv[i,1,k] for k in (0, 1)], 0, 1)         # border pixels lie a little outside their triangle
-    b /= np.maximum(b.sum(0), 1)
+    b = np.clip([u*inv[i,0,k]+v*inv[i,1,k] for k in (0, 1)], -.5, 1.5)     # filling draws borders too: half a pixel outside, more in slivers
     at = np.full((*index.shape, 2), -9, np.float32)
     at[y,x] = q[i,0]+b[0,:,None]*(q[i,1]-q[i,0])+b[1,:,None]*(q[i,2]-q[i,0])
     return at, index>=0
