@@ -117,14 +117,14 @@ def blend(
 )->tuple: # blended frame uint8; the fitted face before mixing, float32
     "Stage two: fit a generated face to the frame's colour, sharpness and grain, and mix it in (Fig. 3)"
     x, y, w, h = cv2.boundingRect((alpha>0).astype(np.uint8))
-    if w==0: return frame.copy(), face.astype(np.float32)
+    if w==0: return frame.copy(), np.zeros(face.shape, np.float32)
     box = (slice(max(y-8, 0), y+h+8), slice(max(x-8, 0), x+w+8))              # all work is done around the face
     f, new, a = frame[box].astype(np.float32), face[box].astype(np.float32), alpha[box]
     core = a>.5
     if colour: new = colour_match(new, f, a)
     if sharpen: new = sharpen_like(new, f, core, sharpen)
     new = grain_like(new, f, core, rng)
-    out, fitted = frame.copy(), face.astype(np.float32)
+    out, fitted = frame.copy(), np.zeros(face.shape, np.float32)
     mixed = np.clip(np.round(f+(new-f)*a[...,None]), 0, 255).astype(np.uint8)
     out[box], fitted[box] = np.where(a[...,None]>0, mixed, frame[box]), new
     return out, fitted

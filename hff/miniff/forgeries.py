@@ -46,7 +46,7 @@ def stage_faceswap(
     faces, usable = [], []
     for t, k in enumerate(nearest_frames(target, source)):
         at, inside = warp_map(source.landmarks[k], target.landmarks[t], target.frames.shape[1:3])
-        faces.append(read_at(source.frames[k], at))
+        faces.append(read_at(source.frames[k], at)*inside[...,None])
         usable.append((inside & (read_at(source.visible[k], at, smooth=False)>127)).astype(np.uint8)*255)
     return np.stack(faces), np.stack(usable)
 
@@ -99,7 +99,7 @@ def stage_face2face(
     for t, texture in enumerate(fused_textures(target, wanted, n)):
         new = transfer(target.landmarks[t], own[t], wanted[t])
         at, inside = warp_map(flat_face()*n-.5, new, target.frames.shape[1:3])
-        faces.append(np.clip(read_at(texture, at), 0, 255).astype(np.uint8)); usable.append(inside.astype(np.uint8)*255)
+        faces.append(np.clip(read_at(texture, at), 0, 255).astype(np.uint8)*inside[...,None]); usable.append(inside.astype(np.uint8)*255)
     return np.stack(faces), np.stack(usable)
 
 # %% ../../nbs/31c_forgeries.ipynb #6929c900
