@@ -18,7 +18,7 @@ from .paths import HffError, read_json
 # %% ../nbs/01_recipe.ipynb #7886eb4d
 METHODS = ('DF', 'F2F', 'FS', 'NT')   # Deepfakes, Face2Face, FaceSwap, NeuralTextures
 MODELS = ('rgb', 'srm', 'fusion', 'fusion_rsa', 'fusion_rsa_dcma', 'two_stream')   # the rows of Table 3
-_choices = dict(quality=('raw', 'c23', 'c40'), optimizer=('adam', 'adamw'), schedule=('one_cycle', 'constant'),
+_choices = dict(model=MODELS, quality=('raw', 'c23', 'c40'), optimizer=('adam', 'adamw'), schedule=('one_cycle', 'constant'),
                 loss=('am_softmax', 'cross_entropy'), select=('val_video_auc', 'last'), fidelity=('author', 'deepfakebench', 'paper'))
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ def open_data(
     p = load_preset(preset)
     if not data_root and 'miniff' not in p: raise HffError(f"Preset {preset!r} needs your own data: give --data-root, the root of a FaceForensics++ tree (c23)")
     from hff.faces import extract_faces
-    from hff.miniff.build import build
     from hff.sources import read_ffpp
+    if not data_root: from hff.miniff.build import build
     tree = Path(data_root) if data_root else build(preset=preset, jobs=jobs)
     faces = extract_faces(read_ffpp(tree, quality=quality), tree, frames=p['recipe']['frames'], jobs=jobs, **p['crop'])
     return Data(tree, faces, faces.name)
