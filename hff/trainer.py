@@ -208,9 +208,9 @@ def make_optimizer(
     model, # its parameters
     recipe:Recipe, # optimizer, lr, weight_decay
 ): # a `torch.optim` optimiser
-    "Adam or AdamW"
+    "Adam or AdamW, in one pass over the weights (`fused`)"
     cls = dict(adam=torch.optim.Adam, adamw=torch.optim.AdamW)[recipe.optimizer]
-    return cls([p for p in model.parameters() if p.requires_grad], lr=recipe.lr, weight_decay=recipe.weight_decay)
+    return cls([p for p in model.parameters() if p.requires_grad], lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 
 # %% ../nbs/40_trainer.ipynb #a77edba2
 def train(
@@ -309,8 +309,8 @@ def _save_model(
     recipe:Recipe, # goes into the metadata
 ):
     "Weights with the recipe in their metadata"
-    from safetensors.torch import save_file
-    with atomic(path) as tmp: save_file({k: v.contiguous() for k,v in model.state_dict().items()}, tmp, metadata=dict(recipe=json.dumps(asdict(recipe))))
+    from hff.checkpoints import save_checkpoint
+    save_checkpoint(model, path, recipe=recipe)
 
 def _load_model(
     model, # to fill

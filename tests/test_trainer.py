@@ -44,6 +44,7 @@ class Tiny(nn.Module):
     "A network with batch norm and dropout that trains in milliseconds"
     def __init__(self):
         super().__init__()
+        self.config = dict(name='tiny')
         self.body = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(.5), nn.Flatten(), nn.LazyLinear(2))
         self.body(torch.zeros(2, 3, 32, 32))
 
@@ -51,7 +52,8 @@ class Tiny(nn.Module):
 
 
 @pytest.fixture
-def tiny(monkeypatch): monkeypatch.setattr('hff.models.create_model', lambda *a, **k: Tiny())
+def tiny(monkeypatch):
+    monkeypatch.setattr('hff.models.create_model', lambda *a, **k: Tiny())
 
 
 def both(run): return sha256(run/'model.safetensors'), sha256(run/'scores.parquet')
