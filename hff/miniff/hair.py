@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['styles', 'hairline', 'make_hair', 'grow', 'brows', 'beard', 'lashes', 'strand_points', 'splat']
 
-# %% ../../nbs/29c_hair.ipynb #f3b27347
+# %% ../../nbs/29c_hair.ipynb #74cc8e2c
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 from .mesh import head_asset, mesh_landmarks
 from .skin import face_maps, linear, texture_size, texture_xy
 
-# %% ../../nbs/29c_hair.ipynb #6c078f5b
+# %% ../../nbs/29c_hair.ipynb #362766b0
 _line = np.array([[0, 7.83], [.4, 7.85], [.7, 7.8], [.88, 7.66], [1., 7.46], [1.13, 7.22], [1.28, 7.08], [1.45, 7.3], [1.6, 7.38], [1.85, 7.1], [2.3, 6.68], [3.15, 6.5]])
 
 def hairline(
@@ -29,7 +29,7 @@ def hairline(
     ear = (np.abs(rest[...,0])>.77)&(rest[...,1]<7.45)&(rest[...,2]>.02)&(rest[...,2]<.64)
     return np.where(ear, -1, d)
 
-# %% ../../nbs/29c_hair.ipynb #90947b65
+# %% ../../nbs/29c_hair.ipynb #29c6719b
 def _roots(rng, v, normals, weight, n):
     "Places on the head, their normals and base places, drawn with `weight` for each triangle corner"
     a = head_asset(); t = a.triangles[a.part==0]
@@ -41,14 +41,14 @@ def _roots(rng, v, normals, weight, n):
 
 def _unit(x): return x/np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
 
-# %% ../../nbs/29c_hair.ipynb #f1246b1a
+# %% ../../nbs/29c_hair.ipynb #bd04cb79
 styles = dict( # number of strands, points, length on top, at the sides, lift, gravity, curl, stickiness to the comb direction
     buzz=dict(n=7500, k=3, top=.05, side=.035, lift=1.2, fall=0, curl=0, comb='forward'),
     crop=dict(n=6000, k=6, top=.2, side=.1, lift=.75, fall=.1, curl=.01, comb='forward'),
     side=dict(n=5600, k=9, top=.55, side=.16, lift=.75, fall=.25, curl=.012, comb='side'),
     swept=dict(n=5600, k=9, top=.6, side=.18, lift=.95, fall=.12, curl=.012, comb='back'),
     messy=dict(n=5400, k=8, top=.36, side=.15, lift=.8, fall=.45, curl=.04, comb='forward'),
-    curls=dict(n=3600, k=18, top=.5, side=.35, lift=1.2, fall=.15, curl=.055, comb='out'),
+    curls=dict(n=4000, k=20, top=.5, side=.38, lift=.7, fall=.5, curl=.07, comb='out'),
     afro=dict(n=5200, k=16, top=.62, side=.5, lift=2, fall=0, curl=.05, comb='out'),
     bob=dict(n=4200, k=16, top=1.45, side=1.05, lift=.4, fall=1.5, curl=.02, comb='part'),
     long=dict(n=3800, k=20, top=2.5, side=2.1, lift=.35, fall=1.6, curl=.02, comb='part'),
@@ -64,22 +64,22 @@ def make_hair(
 )->dict: # settings of `grow`
     "Draw a hair style and colour"
     p = dict(female=dict(bob=.17, long=.24, wavy=.22, bun=.16, curls=.07, side=.05, crop=.03, messy=.06), male=dict(buzz=.13, crop=.24, side=.2, swept=.16, messy=.15, curls=.06, bald=.06))[sex]
-    if race=='african': p = dict(female=dict(afro=.34, curls=.28, bun=.24, wavy=.14), male=dict(buzz=.4, afro=.25, curls=.15, crop=.1, bald=.1))[sex]
+    if race=='african': p = dict(female=dict(afro=.2, curls=.22, bun=.26, wavy=.14, long=.08, buzz=.1), male=dict(buzz=.45, afro=.15, curls=.12, crop=.18, bald=.1))[sex]
     if sex=='male' and old>.4: p = {k: q*(6 if k=='bald' else 1) for k, q in p.items()}
     style = str(rng.choice(list(p), p=np.array(list(p.values()))/sum(p.values())))
     k = rng.choice(7, p=[.1, .2, .24, .2, .12, .07, .07]) if race=='caucasian' else rng.choice(3, p=[.6, .3, .1])
     grey = np.clip((old-.35)*2+rng.normal(0, .25), 0, 1)*(rng.random()<.8)
     c = linear(_colours[k])*rng.uniform(.8, 1.3); c = c*(1-grey)+linear(_colours[7 if rng.random()<.6 else 8])*grey
     beard = 'none' if sex=='female' or rng.random()<.62 else str(rng.choice(['short', 'full', 'goatee']))
-    return dict(style=style, rgb=tuple(np.round(c, 4).tolist()), grey=float(grey), part=float(rng.choice([-1, 1])*rng.uniform(0, .35)), length=rng.uniform(.85, 1.15), volume=rng.uniform(.8, 1.25),
+    return dict(style=style, rgb=tuple(np.round(c, 4).tolist()), grey=float(grey), part=float(rng.choice([-1, 1])*rng.uniform(0, .35)), length=rng.uniform(.5, 1.) if style=='afro' else rng.uniform(.85, 1.15), volume=rng.uniform(.8, 1.25),
         fringe=bool(style in ('bob', 'long', 'wavy') and rng.random()<.35), up=rng.uniform(-.03, .05)+(.1*old if sex=='male' else 0), temples=rng.uniform(0, .12)*(sex=='male'),
-        wave=rng.uniform(.5, 1.3), shine=rng.uniform(.5, 1.2)*(.5 if race=='african' else 1), beard=beard, brows=rng.uniform(.6, 1.15)*(1.15 if sex=='male' else .85),
+        wave=rng.uniform(.5, 1.3), shine=rng.uniform(.5, 1.2)*(.5 if race=='african' else 1), beard=beard, brows=rng.uniform(.6, 1.1)*(1.1 if sex=='male' else .72),
         brow_dark=rng.uniform(.5, .9), brow_arch=rng.uniform(-.025, .02))
 
-# %% ../../nbs/29c_hair.ipynb #1d79b047
+# %% ../../nbs/29c_hair.ipynb #84e0872c
 def _comb(kind, p, n, rest, hair, rng):
     "Wanted direction of growth at the roots"
-    x, side = rest[:,0]-hair['part'], np.sign(rest[:,0]-hair['part'])[:,None]
+    side = np.sign(rest[:,0]-hair['part']+rng.normal(0, .022, len(p)))[:,None]
     one = lambda *d: np.broadcast_to(np.array(d, float), p.shape)
     d = {'forward': one(.15*np.sign(hair['part']+1e-9), -.2, 1.)*1, 'back': one(.1*np.sign(hair['part']+1e-9), .15, -1), 'out': n*1., 'pull': np.array([0, .25, -1.15])-p,
          'side': np.where(rest[:,2:]>.2, one(np.sign(hair['part']+1e-9), -.05, .25)*[-1, 1, 1], one(0, -1, -.2)), 'part': side*[.8, 0, 0]+[0, -.35, -.25]}[kind]
@@ -157,7 +157,7 @@ def _waves(rng, p, mine, amount, length, style):
     grow_ = amount*np.clip(t*2.5, 0, 1)
     return np.stack([a*grow_, .5*b*grow_*(style in ('curls', 'afro')), b*grow_], -1)+np.cumsum(rng.normal(0, .004, p.shape), 1)
 
-# %% ../../nbs/29c_hair.ipynb #1b7d987b
+# %% ../../nbs/29c_hair.ipynb #c864def9
 _brow = [[107, 66, 105, 63, 70], [336, 296, 334, 293, 300]], [[55, 65, 52, 53, 46], [285, 295, 282, 283, 276]]
 _lids = [[33, 246, 161, 160, 159, 158, 157, 173, 133], [263, 466, 388, 387, 386, 385, 384, 398, 362]], [[33, 7, 163, 144, 145, 153, 154, 155, 133], [263, 249, 390, 373, 374, 380, 381, 382, 362]]
 
@@ -189,6 +189,8 @@ def beard(hair, v, normals, seed):
     if hair['beard']=='goatee': w = w*(np.abs(a.vertices[:,0])<.3)
     n = dict(short=3600, full=4200, goatee=1500)[hair['beard']]
     p, nn, rest = _roots(rng, v, normals, w, n)
+    x, y = np.rint(texture_xy(rest)).astype(int).T; ok = (f.beard[y,x]>rng.uniform(.15, .6, n))&(f.lips[y,x]<.08); n = int(ok.sum())
+    p, nn, rest = p[ok], nn[ok], rest[ok]
     d = _unit(nn*.5+[0, -1, .1]+np.sign(rest[:,:1])*[.15, 0, 0]+rng.normal(0, .25, p.shape))
     length = rng.uniform(.6, 1.1, n)*dict(short=.06, full=.16, goatee=.1)[hair['beard']]
     length *= np.where((rest[:,1]>6.63)&(np.abs(rest[:,0])<.3), .6, 1)
@@ -214,7 +216,7 @@ def lashes(points, rot_closure, seed, amount):
             out.append(root[:,None]+[0, 0, .008]+(_unit(d)[:,None]*t+np.array([0, .35*lift, 0])*t*t)*m[:,None,None])
     return np.concatenate(out).astype(np.float32)
 
-# %% ../../nbs/29c_hair.ipynb #8dd91921
+# %% ../../nbs/29c_hair.ipynb #7f9d7b2d
 def strand_points(
     strands, # (S, K, 3) picture x, y and depth
     spacing:float=1.3, # pixels between neighbours
@@ -222,7 +224,7 @@ def strand_points(
     "Refine strands: `(x, y, depth)` each (S, M), and the position along the strand (M,) in 0..K-1"
     k = strands.shape[1]
     span = np.linalg.norm(np.diff(strands[...,:2], axis=1), axis=-1).sum(1)
-    m = int(np.clip(np.quantile(span, .9)/spacing, k, 400)) if len(span) else k
+    m = int(np.clip(np.quantile(span, .97)/spacing, k, 400)) if len(span) else k
     u = np.linspace(0, k-1, m, dtype=np.float32); i = np.minimum(u.astype(int), k-2); f = u-i
     w = np.zeros((k, m), np.float32); w[i,np.arange(m)] = 1-f; w[i+1,np.arange(m)] += f
     return strands[...,0]@w, strands[...,1]@w, strands[...,2]@w, u

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Person', 'make_person', 'State', 'clip_states', 'render', 'make_clip']
 
-# %% ../../nbs/30_heads.ipynb #5606131a
+# %% ../../nbs/30_heads.ipynb #f1980612
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import SimpleNamespace
@@ -17,11 +17,11 @@ from .camera import Camera, camera, make_camera
 from .hair import beard, brows, grow, hairline, lashes, make_hair, splat, strand_points
 from .mesh import head_asset, macro, mesh_landmarks, morph, vertex_normals
 from .raster import interpolate, rasterize
-from .scene import Light, background, make_light
+from .scene import Light, background, make_light, paint
 from .skin import face_maps, linear, make_skin, noise, skin_texture, texture_size, texture_xy
 from ..video import Clip
 
-# %% ../../nbs/30_heads.ipynb #459c91c8
+# %% ../../nbs/30_heads.ipynb #717f9707
 @dataclass(frozen=True, eq=False)
 class Person:
     "Everything that stays the same while a person is filmed"
@@ -37,14 +37,14 @@ class Person:
     light:Light
     camera:Camera
     width:float # of the frontal landmark box, as a share of the frame
-    place:tuple # of the eyes' middle in the frame, shares
+    place:tuple # of the middle of the frontal landmark box in the frame, shares
     distance:float # camera to face, decimetres
     manner:dict # how the person moves
     exposure:float=1. # brighter or darker than the camera's meter wants
 
 _looks = dict(
-    female={'eyes/eye-scale-incr': .5, 'chin/chin-width-decr': .3, 'nose/nose-scale-horiz-decr': .3, 'mouth/mouth-upperlip-volume-incr': .3,
-            'mouth/mouth-lowerlip-volume-incr': .3, 'head/head-oval': .45, 'eyes/eye-height2-incr': .35, 'mouth/mouth-scale-horiz-incr': .25, 'chin/chin-height-decr': .2, 'mouth/mouth-angles-up': .35},
+    female={'eyes/eye-scale-incr': .5, 'chin/chin-width-decr': .3, 'nose/nose-scale-horiz-decr': .3, 'mouth/mouth-upperlip-volume-incr': .18,
+            'mouth/mouth-lowerlip-volume-incr': .18, 'head/head-oval': .45, 'eyes/eye-height2-incr': .35, 'mouth/mouth-scale-horiz-incr': .25, 'chin/chin-height-decr': .2, 'mouth/mouth-angles-up': .35},
     male={'mouth/mouth-scale-horiz-incr': .4, 'eyes/eye-height2-incr': .25, 'eyes/eye-scale-incr': .2, 'head/head-scale-vert-decr': .15, 'mouth/mouth-angles-up': .3})
 
 def _draw_morphs(rng, race, sex, old):
@@ -64,7 +64,7 @@ def _draw_morphs(rng, race, sex, old):
 
 def _draw_clothes(rng, sex):
     "Kind, colours and pattern of what is worn"
-    c = lambda: tuple(np.round(linear(np.clip(rng.uniform(.1, .85)+rng.normal(0, .09, 3), .04, .92)), 4).tolist())
+    c = lambda: tuple(np.round(paint(rng, rng.uniform(.1, .85), .28), 4).tolist())
     kind = str(rng.choice(['tee', 'vneck', 'turtle', 'shirt', 'jacket', 'hoodie'], p=[.25, .15, .1, .2, .16, .14]))
     first = c() if kind!='jacket' else tuple(np.round(linear(rng.uniform(.72, .92)*np.array([1, 1, 1.02])), 4).tolist())
     return dict(kind=kind, rgb=first, second=c(), third=tuple((np.array(c())*.35).round(4).tolist()), pattern=str(rng.choice(['plain', 'stripes', 'check'], p=[.7, .15, .15])) if kind!='jacket' else 'plain', pitch=rng.uniform(25, 60))
@@ -80,12 +80,12 @@ def make_person(
     old = float(np.clip(rng.beta(1.1, 2.6), 0, .9))
     skin = make_skin(rng, race, sex, old)
     k = rng.choice(7, p=[.25, .15, .15, .12, .14, .1, .09]) if race=='caucasian' else rng.choice(2)
-    eyes = dict(rgb=tuple(np.round(linear(_iris[k])*u(.8, 1.4), 4).tolist()), pupil=u(.32, .5), iris=u(.42, .46), white=u(.62, .8), lashes=u(.5, 1) if sex=='female' else u(.2, .6))
+    eyes = dict(rgb=tuple(np.round(linear(_iris[k])*u(.5, .95), 4).tolist()), pupil=u(.32, .5), iris=u(.42, .46), white=u(.62, .8), lashes=u(.5, 1) if sex=='female' else u(.2, .6))
     manner = dict(energy=u(.6, 1.2), smile=u(0, .6), talk=u(.3, 1.), yaw=u(-9, 9), pitch=u(-5, 4), roll=u(-4, 4), rate=u(.7, 1.3))
     return Person(seed, sex, race, old, _draw_morphs(rng, race, sex, old), skin, eyes, make_hair(rng, race, sex, old), _draw_clothes(rng, sex),
-        make_light(rng), make_camera(rng), u(.485, .535), (.5+u(-.02, .02), .45+u(-.015, .015)), u(7, 14), manner, float(np.exp(rng.normal(0, .14))))
+        make_light(rng), make_camera(rng), u(.485, .535), (.5+u(-.02, .02), .512+u(-.014, .014)), u(7, 14), manner, float(np.exp(rng.normal(0, .14))))
 
-# %% ../../nbs/30_heads.ipynb #f91ac2c8
+# %% ../../nbs/30_heads.ipynb #f9adf1e1
 @dataclass(frozen=True)
 class State:
     "Pose, gaze and expression in one frame"
@@ -128,7 +128,7 @@ def clip_states(
         out.append(State(*np.round(pose[k], 3).tolist(), tuple(np.round(shift[k], 4).tolist()), tuple(np.round(gaze[k], 2).tolist()), ex))
     return out
 
-# %% ../../nbs/30_heads.ipynb #08ee6dd5
+# %% ../../nbs/30_heads.ipynb #0c09b564
 @lru_cache(maxsize=4)
 def _body(person):
     "What a person's frames share: shape, texture, scale, background, exposure"
@@ -136,12 +136,14 @@ def _body(person):
     eyes = np.stack([v[np.unique(a.triangles[a.part==k])].mean(0) for k in (1, 2)])
     v -= eyes.mean(0); eyes -= eyes.mean(0)
     b = SimpleNamespace(v=v, eyes=eyes, radius=float(np.ptp(v[np.unique(a.triangles[a.part==1])][:,1])/2), texture=skin_texture(person.skin, person.seed),
-                        uv=texture_xy(a.vertices), background=background(person.seed), scale=1., exposure=1.)
+                        uv=texture_xy(a.vertices), background=background(person.seed), scale=1., exposure=1., place=np.array([.5, .5]))
+    b.balls = [np.unique(a.triangles[a.part==k]) for k in (1, 2)]
     b.bend = np.clip((a.vertices[:,1]-5.75)/(6.35-5.75), 0, 1)**1.5; b.bend = (b.bend*b.bend*(3-2*b.bend)).astype(np.float32)
     b.pivot = np.array([0, -1.25, -.75], np.float32)
     p = mesh_landmarks(_project(person, b, State(), 1.)[0])
     box = np.ptp(p, axis=0)
-    b.scale = min(person.width/box[0], .685/box[1])
+    b.scale = float(min(person.width/box[0], .685/box[1]))
+    b.place = np.array(person.place)-((p.max(0)+p.min(0)+1)/2-.5)*b.scale
     n = vertex_normals(v, a.triangles); b.triangles, b.part = a.triangles, a.part
     b.hair = grow(person.hair, v, n, person.seed)
     b.brows = brows(person.hair, v, n, person.seed)
@@ -151,7 +153,8 @@ def _body(person):
     b.fixed = np.stack([a.occlusion/255, line, *a.vertices.T], 1).astype(np.float32)
     b.fuzz = .5*noise(np.random.default_rng([person.seed, 56]), texture_size, 1.)+.5*noise(np.random.default_rng([person.seed, 57]), texture_size, 5)
     if person.clothes['kind'] in ('shirt', 'jacket', 'hoodie'): _dress(person, b)
-    b.brow_map = face_maps().brow*np.float32(min(1, person.hair['brows']))
+    f = face_maps(); b.maps = np.dstack([b.fuzz, f.brow*min(1, person.hair['brows']), f.lid, f.eyes]).astype(np.float32)
+    b.relief = np.dstack([b.texture.gloss, b.texture.slope])
     b.exposure = person.exposure*.62*(1+.3*person.skin['melanin'])/_draw(person, b, State(), 64).mean_light
     return b
 
@@ -160,6 +163,8 @@ def _posed(b, state):
     v = b.v.copy(); a = head_asset()
     for name, w in state.expression:
         i, d = a.morphs[f'expression/{name}']; v[i] += np.float32(w)*d
+    e = dict(state.expression)
+    for k, side in ((1, 'left'), (2, 'right')): v[b.balls[k-1],2] -= np.float32(.045*e.get(f'eye-{side}-closure', 0))
     y, p, r = np.deg2rad([state.yaw, -state.pitch, -state.roll])
     ry = np.array([[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]])
     rx = np.array([[1, 0, 0], [0, np.cos(p), -np.sin(p)], [0, np.sin(p), np.cos(p)]])
@@ -172,10 +177,10 @@ def _project(person, b, state, size):
     "Picture places (V, 2), depth (V,), posed vertices, unposed vertices and the head's rotation"
     flat, v, rot = _posed(b, state)
     k = (person.distance/(person.distance-v[:,2]))*b.scale*size
-    x, y = (np.array(person.place)+state.shift)*size
+    x, y = (b.place+state.shift)*size
     return np.stack([x+v[:,0]*k-.5, y-v[:,1]*k-.5], -1), person.distance-v[:,2], v, flat, rot
 
-# %% ../../nbs/30_heads.ipynb #b709535c
+# %% ../../nbs/30_heads.ipynb #eb60e275
 def _unit(x): return x/np.maximum(np.sqrt(np.einsum('...i,...i->...', x, x)), 1e-6)[...,None]
 
 def _dot(a, b): return np.einsum('...i,...i->...', a, b)
@@ -202,7 +207,7 @@ def _light_map(v, triangles, strands, d, size=224):
     x, y, z, _ = strand_points(q, 2.)
     x, y = np.rint(x).astype(np.int32).ravel(), np.rint(y).astype(np.int32).ravel(); ok = (x>=0)&(x<size)&(y>=0)&(y<size)
     np.minimum.at(depth.reshape(-1), y[ok]*size+x[ok], z.ravel()[ok])
-    return SimpleNamespace(depth=cv2.erode(depth, np.ones((2, 2))), m=m, s=s, size=size)
+    return SimpleNamespace(depth=cv2.erode(depth, np.ones((3, 3))), m=m, s=s, size=size)
 
 _taps = np.array([(0, 0), (1.2, .4), (-.4, 1.2), (-1.2, -.4), (.4, -1.2), (2, -1.6), (-2, 1.6), (1.6, 2), (-1.6, -2)], np.float32)
 
@@ -220,11 +225,11 @@ def _specular(n, l, view, power):
     f = .035+.965*(1-vh)**5
     return f*(power+8)/(8*np.pi)*nh**power*np.clip(n@np.asarray(l, np.float32), 0, 1)*np.pi
 
-# %% ../../nbs/30_heads.ipynb #fa910c80
+# %% ../../nbs/30_heads.ipynb #5b1ecc8f
 def _neckline(kind, x, y, z):
     "Decimetres below the edge of the clothes, for places on the base mesh; negative = skin"
     front = np.clip(z, 0, 1)
-    if kind=='turtle': return 6.3-.12*front-y
+    if kind=='turtle': return 6.2-.12*front-y
     if kind=='vneck': return 5.98-.3*front-1.5*np.clip(.34-np.abs(x), 0, 1)*np.clip(z*3-.6, 0, 1)-y
     if kind in ('shirt', 'jacket'): return 5.95-.1*front-1.2*np.clip(.2-np.abs(x), 0, 1)*np.clip(z*3-.6, 0, 1)-y
     return 5.95-.25*front-y
@@ -283,7 +288,7 @@ def _eye(person, b, part, rest, gaze):
         out[m] = c*(1-w)+white*w; iris[m] = 1-w[:,0]
     return out, iris
 
-# %% ../../nbs/30_heads.ipynb #a29a5169
+# %% ../../nbs/30_heads.ipynb #b3732c5e
 def _turn(b, p, rot):
     "Pose strands that grow on the head (the neck takes only part of the turn)"
     w = np.clip((p[...,1:2]+7.28-5.75)/.6, 0, 1); w = w*w*(3-2*w)
@@ -291,7 +296,7 @@ def _turn(b, p, rot):
 
 def _to_picture(person, b, state, p, size):
     "Strands (S, K, 3) as picture x, y and depth"
-    k = (person.distance/(person.distance-p[...,2]))*np.float32(b.scale*size); x, y = (np.array(person.place)+state.shift)*size
+    k = (person.distance/(person.distance-p[...,2]))*np.float32(b.scale*size); x, y = (b.place+state.shift)*size
     return np.stack([x+p[...,0]*k-.5, y-p[...,1]*k-.5, person.distance-p[...,2]], -1).astype(np.float32)
 
 def _strand_light(p, rgb, tint, layer, lamp, centre, distance, light_map, shine, dense=True):
@@ -327,7 +332,7 @@ def _fill(rgb, pix, point, colors, u, cover, zoom):
     near = cv2.GaussianBlur(cover, (0, 0), 2*zoom); a = (np.clip((near-.3)*2.6, 0, 1)*(cover==0))[...,None]
     rgb += a*(.6*cv2.GaussianBlur(layer, (0, 0), 2*zoom)/np.maximum(near, 1e-3)[...,None]-rgb)
 
-# %% ../../nbs/30_heads.ipynb #0ef9500a
+# %% ../../nbs/30_heads.ipynb #eacf5f2a
 def _draw(person, b, state, size):
     "One picture at twice the frame's `size`; see `render`"
     s = 2*size; zoom = s/384
@@ -348,14 +353,14 @@ def _draw(person, b, state, size):
     view = _unit(np.array([0, 0, person.distance], np.float32)-p)
     full = np.zeros((s, s, 2), np.float32); full[hit] = uv
     tex = lambda t: cv2.remap(t, full[...,0], full[...,1], cv2.INTER_LINEAR)[hit]
-    albedo, gloss, slope, fuzz = tex(b.texture.albedo), tex(b.texture.gloss), tex(b.texture.slope), tex(b.fuzz)
+    albedo, (gloss, sx, sy), (fuzz, brow, liner, lid) = tex(b.texture.albedo), tex(b.relief).T, tex(b.maps).T
     skin = (part==0)|(part==8)|(part==7)
     right = _unit(np.stack([n[:,2], 0*n[:,1], -n[:,0]], 1))
-    n = np.where(skin[:,None], _unit(n-slope[:,:1]*right*.35+slope[:,1:]*np.cross(n, right)*.35), n)
+    n = np.where(skin[:,None], _unit(n-sx[:,None]*right*.35+sy[:,None]*np.cross(n, right)*.35), n)
     dark = np.array(person.hair['rgb'], np.float32)*np.float32(1-person.hair['brow_dark']*.7)
     root = (np.clip(scalp/.07+.35*fuzz+.3, 0, 1)*(part==0))[:,None]*.88
     albedo = albedo*(1-root)+np.array(person.hair['rgb'], np.float32)*.55*root
-    brow = (tex(b.brow_map)*.55)[:,None]; albedo = albedo*(1-brow)+dark*brow
+    brow = (brow*.42)[:,None]; albedo = albedo*(1-brow)+dark*brow
     eye, iris = _eye(person, b, part, rest, state.gaze)
     is_eye = (part==1)|(part==2); albedo[is_eye] = eye[is_eye]
     teeth = (part==3)|(part==4)
@@ -368,8 +373,13 @@ def _draw(person, b, state, size):
     cloth = (part==8)&(edge>0)|(part==9)
     albedo[cloth] = _fabric(person.clothes, np.stack([bx, by, bz], 1)[cloth], edge[cloth], part[cloth]==9)
     near = (part==8)&(edge<=0); ao[near] *= np.clip(.35-edge[near]*9, .35, 1)
+    shut = [dict(state.expression).get(f'eye-{k}-closure', 0.) for k in ('right', 'left')]
+    albedo *= np.exp(-liner*person.skin['liner']*(1-.85*np.where(rest[:,0]<0, *shut)))[:,None]
+    lid = np.clip(lid*1.5, 0, 1)*np.where(rest[:,0]<0, *shut)*(part!=8); ao = ao+lid*np.clip(.8-ao, 0, 1)
     ao = ao*(1-.55*cv2.GaussianBlur(np.roll(cover, int(4*zoom), 0), (0, 0), 7*zoom)[hit])
     lit = _lit(lmap, p, taps=6)
+    solid = np.zeros((s, s), np.float32); solid[hit] = 1; shade = np.zeros((s, s), np.float32); shade[hit] = lit; q = (.8+3.2*person.light.softness)*zoom
+    lit = (cv2.GaussianBlur(shade, (0, 0), q)/np.maximum(cv2.GaussianBlur(solid, (0, 0), q), 1e-3))[hit]
     wrap = lambda d, k: np.clip((n@d+k)/(1+k), 0, 1)
     light = (wrap(lamp.key, .18)*lit)[:,None]*lamp.key_rgb*1.45+wrap(lamp.fill, .35)[:,None]*lamp.fill_rgb*(.4+.6*ao)[:,None]
     light = light*np.where(inside, ao, 1)[:,None]+(wrap(lamp.rim, .1)*ao)[:,None]*lamp.rim_rgb*~inside[:,None]
@@ -381,7 +391,7 @@ def _draw(person, b, state, size):
     shine = (_specular(n, lamp.key, view, 14.)*.55+_specular(n, lamp.key, view, 55.)*.3)*lit
     shine = shine[:,None]*lamp.key_rgb+_specular(n, lamp.rim, view, 14.)[:,None]*lamp.rim_rgb*.6
     shine = shine*np.where(is_eye, 0, np.where(teeth, 1.2*ao, np.where(cloth, .15, gloss*(1-root[:,0]))))[:,None]
-    color = albedo*light+shine*.8
+    color = albedo*light+shine
     if is_eye.any():
         ball = np.zeros((s, s), np.float32); ball[hit] = is_eye
         shade = cv2.GaussianBlur(np.roll(ball, int(2*zoom), 0), (0, 0), 3*zoom)[hit]
@@ -394,7 +404,6 @@ def _draw(person, b, state, size):
     rgb = bg/np.float32(b.exposure); rgb[hit] = color
     centre = _turn(b, np.array([[[0, .3, -.9]]], np.float32), rot)[0,0]
     follow = lambda f: _turn(b, f[0]+(flat-b.v)[f[1]][:,None], rot)
-    shut = [dict(state.expression).get(f'eye-{k}-closure', 0.) for k in ('right', 'left')]
     fine = [(follow(b.brows), dark, .97), (_turn(b, lashes(mesh_landmarks(flat), shut, person.seed, person.eyes['lashes']), rot), (.012, .01, .009), .9)]
     if b.beard is not None: fine.append((follow(b.beard), person.hair['rgb'], .85))
     for strands, c, opacity in fine:
@@ -405,7 +414,7 @@ def _draw(person, b, state, size):
     colors = _strand_light(hair, person.hair['rgb'], b.hair.tint, b.hair.layer, lamp, centre, person.distance, lmap, person.hair['shine'])
     _fill(rgb, pix, point, colors, hu, cover, zoom)
     _paint(rgb, pix, point, colors, hu)
-    face = np.zeros((s, s), np.float32); face[hit] = (part<8)
+    face = np.zeros((s, s), np.float32); face[hit] = (part<8)&(root[:,0]<.45)
     return SimpleNamespace(rgb=rgb*np.float32(b.exposure), xy=xy, face=face, depth=depth, mean_light=float(light[part==0].mean()), hit=hit, n=n)
 
 def render(
@@ -415,11 +424,11 @@ def render(
 ):
     "One frame before the camera: `rgb` (2S, 2S, 3) linear light, `depth` (2S, 2S); `landmarks` (468, 2) and `visible` (S, S) of the final frame"
     d = _draw(person, _body(person), state, size)
-    visible = cv2.resize(d.face, (size, size), interpolation=cv2.INTER_AREA)
+    visible = cv2.resize(cv2.medianBlur(d.face.astype(np.uint8), 5).astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
     landmarks = (mesh_landmarks(d.xy)+.5)/2-.5
     return SimpleNamespace(rgb=d.rgb, landmarks=landmarks.astype(np.float32), visible=(visible>.5).astype(np.uint8)*255, depth=d.depth)
 
-# %% ../../nbs/30_heads.ipynb #461db506
+# %% ../../nbs/30_heads.ipynb #6d966c60
 def make_clip(
     seed:int, # the person
     n_frames:int=8,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['texture_size', 'texture_xy', 'noise', 'face_maps', 'linear', 'skin_tone', 'skin_texture', 'make_skin']
 
-# %% ../../nbs/29b_skin.ipynb #8119ae95
+# %% ../../nbs/29b_skin.ipynb #f3d13b33
 from functools import lru_cache
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ import numpy as np
 from .mesh import head_asset, mesh_landmarks
 from .raster import interpolate, rasterize
 
-# %% ../../nbs/29b_skin.ipynb #dbf1cd55
+# %% ../../nbs/29b_skin.ipynb #2815910d
 texture_size = (576, 896)   # rows: 3.6 dm of height; columns: 4 rad around the head's axis
 
 def texture_xy(
@@ -26,7 +26,7 @@ def texture_xy(
     angle = np.clip(np.arctan2(rest[...,0], rest[...,2]-.35), -2, 2)
     return np.stack([(angle/4+.5)*(w-1), np.clip((8.65-rest[...,1])/3.6, 0, 1)*(h-1)], -1).astype(np.float32)
 
-# %% ../../nbs/29b_skin.ipynb #818c226d
+# %% ../../nbs/29b_skin.ipynb #2fdf39d7
 def noise(
     rng:np.random.Generator,
     shape, # (H, W)
@@ -39,7 +39,7 @@ def noise(
     x = cv2.resize(small, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC) if k>1 else small[:shape[0],:shape[1]]
     return (x-x.mean())/x.std()
 
-# %% ../../nbs/29b_skin.ipynb #8be63ad4
+# %% ../../nbs/29b_skin.ipynb #92fa130d
 def _spot(xy, sx, sy=None, angle=0.):
     "Gaussian spot on the texture"
     h, w = texture_size
@@ -85,7 +85,7 @@ def face_maps():
         eyes=both(159, 386, 24, 10)+both(145, 374, 22, 7)*.5, bags=both(230, 450, 20, 6, .1), forehead=_spot(p[151], 110, 40),
         ears=both(234, 454, 26, 50)*0, tzone=_spot(p[151], 50, 60)+_spot(p[6], 20, 60)+_spot(p[4], 26, 26), brow=sum(_poly(np.concatenate([p[u], p[l[::-1]]])+[0, 7], 2.5) for u, l in zip(_brow_lines[0], _brow_lines[1])), lid=_lid_line(p))
 
-# %% ../../nbs/29b_skin.ipynb #1e73e1a6
+# %% ../../nbs/29b_skin.ipynb #41ef531a
 _tones = np.array([[246, 214, 196], [236, 194, 170], [222, 172, 142], [200, 150, 120], [170, 122, 94], [128, 88, 66], [90, 60, 46]])/255
 
 def linear(
@@ -100,7 +100,7 @@ def skin_tone(
     "Base colour of the skin"
     return linear([np.interp(melanin*6, np.arange(7), _tones[:,c]) for c in range(3)])
 
-# %% ../../nbs/29b_skin.ipynb #e121a7c9
+# %% ../../nbs/29b_skin.ipynb #913569da
 def skin_texture(
     skin:dict, # see `make_skin`
     seed:int, # of the random pattern
@@ -114,12 +114,12 @@ def skin_texture(
     pores = np.maximum(n(1.1)-.6, 0)*(.5+.8*np.clip(f.tzone+f.cheeks, 0, 1))
     dark += .022*skin['pores']*pores+.03*n(.7)*.35
     if skin['freckles']:
-        spots = np.maximum(n(1.6)+.55*n(12)-2.1+.9*np.clip(f.cheeks+f.nose+.3*f.forehead, 0, 1), 0)
+        spots = np.maximum(n(1.3)+.25*n(12)-1.9+.9*np.clip(f.cheeks+f.nose+.3*f.forehead, 0, 1), 0)
         dark += skin['freckles']*np.minimum(spots, 1)
     for _ in range(skin['moles']):
         xy = f.p[rng.integers(0, 468)]+rng.normal(0, 8, 2); dark += rng.uniform(.4, 1.1)*_spot(xy, rng.uniform(1., 2.2))
     if skin['age']>.4:
-        dark += (skin['age']-.4)*.5*np.maximum(n(5)-1.2, 0)
+        dark += (skin['age']-.4)*.5*np.maximum(n(5)-1.4, 0)*.7
     albedo = skin_tone(m)*np.exp(-dark[...,None]*np.array([.8, 1.1, 1.35], np.float32)*(1-.3*m))
     albedo = albedo*np.exp(-blood[...,None]*np.array([.12, .9, .75], np.float32)*(1-.5*m))
     lip = f.lips[...,None]*np.clip(1+.18*n(2.)+.1*n(8), .3, 1.5)[...,None]
@@ -128,7 +128,6 @@ def skin_texture(
         dots = .55+.35*np.clip(n(.8), -1.5, 2)+.15*n(6)
         s = (skin['stubble']*f.beard*np.clip(dots, 0, 2))[...,None]
         albedo = albedo*np.exp(-s*np.array([1.15, 1., .82], np.float32))
-    albedo = albedo*np.exp(-f.lid*skin['liner'])[...,None]
     if skin['shadow']: albedo = albedo*np.exp(-(f.eyes*skin['shadow'])[...,None]*np.array(skin['shadow_tint'], np.float32))
     relief = -.75*skin['pores']*pores+.45*n(2.2)+.5*n(5)*(.4+skin['age'])
     y = np.arange(shape[0], dtype=np.float32)[:,None]
@@ -138,7 +137,7 @@ def skin_texture(
     gloss = np.clip(.65+.35*f.tzone+.15*n(20)+.9*f.lips*skin['lip_gloss']-.25*f.beard*bool(skin['stubble']), .1, 2.5)
     return SimpleNamespace(albedo=albedo.astype(np.float32), gloss=gloss.astype(np.float32), slope=slope.astype(np.float32))
 
-# %% ../../nbs/29b_skin.ipynb #5b48f224
+# %% ../../nbs/29b_skin.ipynb #98efeef8
 def make_skin(
     rng:np.random.Generator,
     race:str, sex:str, old:float,
@@ -150,6 +149,6 @@ def make_skin(
     lipstick = sex=='female' and rng.random()<.45
     if lipstick: red = np.array([[.2, 1.3, 1.], [.35, 1.5, 1.3], [.25, 1., .75], [.5, 1.2, .9]])[rng.integers(4)]*u(.6, 1.)
     return dict(melanin=m, flush=u(.1, .42), bags=u(0, .22)+.15*old, pores=u(.5, 1.3)*(1.2 if sex=='male' else .8),
-        freckles=float(rng.random()<.22)*u(.15, .5)*(m<.4), moles=int(rng.integers(0, 4)), age=old, lip=tuple(red.round(3)), lip_gloss=u(.2, 1.2) if lipstick else u(0, .5),
+        freckles=float(rng.random()<.22)*u(.1, .3)*(m<.4), moles=int(rng.integers(0, 4)), age=old, lip=tuple(red.round(3)), lip_gloss=u(.2, 1.2) if lipstick else u(0, .5),
         stubble=u(.1, .65) if sex=='male' and rng.random()<.75 else 0., shadow=u(.1, .5) if lipstick else 0., liner=u(1., 2.2) if sex=='female' else u(.5, 1.1),
         shadow_tint=tuple(rng.uniform(.3, 1.2, 3).round(3)))
