@@ -7,8 +7,8 @@ __all__ = ['spread_frames', 'split_faces', 'lr_at', 'steady', 'seed_of', 'locked
            'train_epoch', 'validate', 'is_better', 'build_model', 'make_optimizer', 'train', 'run_all']
 
 # %% ../nbs/40_trainer.ipynb #d7812a66
-import csv, io, json, math, os, platform, signal, subprocess, sys, time
-from contextlib import contextmanager
+import io, json, math, os, platform, signal, subprocess, sys, time
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -213,32 +213,21 @@ def make_optimizer(
     return cls([p for p in model.parameters() if p.requires_grad], lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 
 # %% ../nbs/40_trainer.ipynb #a77edba2
-def train(
-    recipe:Recipe, # what to do
-    faces:Path|str, # folder of crops with `faces.parquet`, from `hff.faces`
-    run_root:Path|str, # parent of the run folder
-    show:bool=True, # a progress bar
-)->Path: # run folder, finished
-    "Train and score one recipe; a finished run is returned at once, an unfinished one goes on where it stopped"
-    run = Path(run_root)/recipe.name
-    if (run/'done.json').is_file(): return run
-    with locked(run), steady():
-        if not (run/'done.json').is_file(): _train(recipe, Path(faces), run, show)
-    return run
-
 def _open(
     recipe:Recipe, # methods, quality, frames, blank_face
     faces:Path, # folder of crops
 )->tuple: # (tables by split, training faces)
-    "Tables and the training pictures, checked for size"
+    "Tables and the training pictures, checked against the recipe"
     parts = split_faces(recipe, faces)
+    if recipe.data and (faces/'faces.json').is_file() and recipe.data not in (faces.name, found := read_json(faces/'faces.json')['id']):
+        raise HffError(f"{faces} holds the data {found}, the recipe is for {recipe.data}: make the recipe with data={found!r}, or give the right folder")
     data = FaceDataset(parts['train'], faces, blank_face=recipe.blank_face)
     if (size := tuple(data.picture(0).shape[1:])) != (recipe.image_size,)*2:
         raise HffError(f"{faces}: crops are {size[1]} x {size[0]} pixels, the recipe wants {recipe.image_size}; extract the faces with that size")
     return parts, data
 
 def _score(
-    model, # any, on any device
+    model, # on the accelerator's device
     table:pd.DataFrame, # faces
     faces:Path, # folder of crops
     recipe:Recipe, # blank_face
@@ -247,94 +236,96 @@ def _score(
 )->pd.DataFrame: # score table of all processes
     "Scores of a table, each process doing its share"
     from accelerate.utils import gather_object
-    mine = table.iloc[accelerator.process_index::accelerator.num_processes]
-    big = len(mine)*recipe.image_size**2*3 > 1e9
+    rank, world = accelerator.process_index, accelerator.num_processes
+    mine, big = table.iloc[rank::world], len(table)/world*recipe.image_size**2*3 > 1e9
     s = score_faces(model, mine, faces, 32, recipe.blank_face, workers=min(8, (os.cpu_count() or 2)-1) if big else 0, step=step)
-    s = pd.concat(gather_object([s.assign(_at=range(accelerator.process_index, len(table), accelerator.num_processes))]))
-    return s.sort_values('_at').drop(columns='_at').reset_index(drop=True)
+    parts = gather_object([s.assign(_at=range(rank, len(table), world))])
+    return pd.concat(parts).sort_values('_at').drop(columns='_at').reset_index(drop=True)
 
 # %% ../nbs/40_trainer.ipynb #8df1449c
-def _train(
+class _Run:
+    "One run in its locked folder; the methods are called in the order in which they stand"
+    def __init__(self, recipe, faces, run, show, accelerator):
+        self.recipe, self.faces, self.run, self.accelerator, self.start = recipe, faces, run, accelerator, time.time()
+        self.main, self.epoch, self.log, self.best = accelerator.is_main_process, 0, [], {}
+        self.parts, self.data = _open(recipe, faces)
+        model = build_model(recipe).to(memory_format=torch.channels_last)
+        optimizer = make_optimizer(model, recipe)
+        if state := load_state(run/'state.pt'):
+            model.load_state_dict(state['model']); optimizer.load_state_dict(state['optimizer'])
+            self.epoch, self.log, self.best = state['epoch'], state['log'], state['best']
+        self.net, self.optimizer = accelerator.prepare(model, optimizer)
+        self.model = accelerator.unwrap_model(self.net)
+        if self.main: write_json(asdict(recipe), run/'recipe.json')
+        work = 3*sum(map(len, batches_of(recipe, self.data.labels, 0))) + len(self.parts['val'])   # a training step costs three scored crops
+        self.meter = _Meter(run, recipe.epochs*work + len(self.parts['test']), self.epoch*work, show) if self.main else lambda n: None
+
+    def scores(self, split): return _score(self.model, self.parts[split], self.faces, self.recipe, self.accelerator, self.meter)
+
+    def one_epoch(self):
+        "Train, validate, keep"
+        t = time.time()
+        loss = train_epoch(self.net, self.optimizer, self.data, self.recipe, self.epoch, self.accelerator, step=lambda n: self.meter(3*n))
+        if self.accelerator.num_processes>1:
+            for b in self.model.buffers(): torch.distributed.broadcast(b, 0)   # batch-norm statistics: the main process's
+        seen = validate(self.scores('val'), self.recipe)
+        self.epoch += 1
+        self.log.append(dict(epoch=self.epoch, train_loss=loss, **seen, lr=self.optimizer.param_groups[0]['lr'], seconds=round(time.time()-t, 1)))
+        better = is_better(seen, self.best, self.recipe.select)
+        if better: self.best = dict(epoch=self.epoch, **seen)
+        if self.main: self.write(better)
+        self.accelerator.wait_for_everyone()
+
+    def write(self, better):
+        "Weights when they are the best so far, log, state: in this order"
+        from hff.checkpoints import save_checkpoint
+        if better: save_checkpoint(self.model, self.run/'model.safetensors', recipe=self.recipe)
+        with atomic(self.run/'log.csv') as tmp: pd.DataFrame(self.log).to_csv(tmp, index=False, float_format='%.6g', lineterminator='\n')
+        save_state(dict(model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), epoch=self.epoch, log=self.log, best=self.best), self.run/'state.pt')
+
+    def finish(self):
+        "Score the test set with the kept weights, declare the run finished, remove what only an unfinished one needs"
+        import timm
+        from safetensors.torch import load_file
+        from hff import __version__
+        try: self.model.load_state_dict(load_file(self.run/'model.safetensors'))
+        except Exception as e: raise HffError(f"{self.run/'model.safetensors'} is damaged: delete the folder {self.run} and train again") from e
+        scores = self.scores('test')
+        if not self.main: return
+        write_scores(scores, self.run/'scores.parquet')
+        a, versions = self.accelerator, dict(hff=__version__, torch=torch.__version__, timm=timm.__version__, python=platform.python_version())
+        write_json(dict(name=self.recipe.name, kept=self.best, seconds=round(time.time()-self.start, 1), device=str(a.device), processes=a.num_processes,
+                        precision=a.mixed_precision, versions=versions), self.run/'done.json')
+        for name in ('state.pt', 'progress.json', 'error.txt'): (self.run/name).unlink(missing_ok=True)
+
+# %% ../nbs/40_trainer.ipynb #20c70fbc
+def train(
     recipe:Recipe, # what to do
-    faces:Path, # folder of crops
-    run:Path, # locked run folder
-    show:bool, # a progress bar
-):
-    "The whole run; call it inside `locked` and `steady`"
+    faces:Path|str, # folder of crops with `faces.parquet`, from `hff.faces`
+    run_root:Path|str, # parent of the run folder
+    show:bool=True, # a progress bar
+)->Path: # run folder, finished
+    "Train and score one recipe; a finished run is returned at once, an unfinished one goes on where it stopped"
     from accelerate import Accelerator
-    accelerator, start = Accelerator(), time.time()
-    main, state = accelerator.is_main_process, load_state(run/'state.pt')
-    parts, data = _open(recipe, faces)
-    if main: write_json(asdict(recipe), run/'recipe.json')
-    model = build_model(recipe).to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(model, recipe)
-    epoch, log, best = 0, [], {}
-    if state:
-        model.load_state_dict(state['model']); optimizer.load_state_dict(state['optimizer'])
-        epoch, log, best = state['epoch'], state['log'], state['best']
-    net, optimizer = accelerator.prepare(model, optimizer)
-    model = accelerator.unwrap_model(net)
-    per_epoch = 3*sum(map(len, batches_of(recipe, data.labels, 0))) + len(parts['val'])   # a training step costs three scored crops
-    meter = _Meter(run, recipe.epochs*per_epoch + len(parts['test']), epoch*per_epoch, show and main) if main else (lambda n: None)
-    try:
-        while epoch<recipe.epochs:
-            t = time.time()
-            loss = train_epoch(net, optimizer, data, recipe, epoch, accelerator, step=lambda n: meter(3*n))
-            seen = validate(_score(model, parts['val'], faces, recipe, accelerator, meter), recipe)
-            epoch += 1
-            log.append(dict(epoch=epoch, train_loss=loss, **seen, lr=optimizer.param_groups[0]['lr'], seconds=round(time.time()-t, 1)))
-            if is_better(seen, best, recipe.select):
-                best = dict(epoch=epoch, **seen)
-                if main: _save_model(model, run/'model.safetensors', recipe)
-            if main: _write_log(log, run/'log.csv')
-            if main: save_state(dict(model=model.state_dict(), optimizer=optimizer.state_dict(), epoch=epoch, log=log, best=best), run/'state.pt')
-            accelerator.wait_for_everyone()
-        _load_model(model, run/'model.safetensors')
-        scores = _score(model, parts['test'], faces, recipe, accelerator, meter)
-        if main: write_scores(scores, run/'scores.parquet')
-        if main: _finish(run, recipe, best, accelerator, time.time()-start)
-    finally:
-        if main: meter.close()
+    run = Path(run_root)/recipe.name
+    if (run/'done.json').is_file(): return run
+    accelerator = Accelerator()
+    with locked(run) if accelerator.is_main_process else nullcontext(), steady():
+        if (run/'done.json').is_file(): return run
+        if accelerator.is_main_process: _tidy(run)
+        r = _Run(recipe, Path(faces), run, show and accelerator.is_main_process, accelerator)
+        try:
+            while r.epoch<recipe.epochs: r.one_epoch()
+            r.finish()
+        finally:
+            if r.main: r.meter.close()
+    return run
 
-def _write_log(
-    log:list, # one dict per epoch
-    path:Path, # `.csv`
+def _tidy(
+    run:Path, # locked run folder
 ):
-    "Log as CSV, whole or not at all"
-    with atomic(path) as tmp: pd.DataFrame(log).to_csv(tmp, index=False, float_format='%.6g', lineterminator='\n')
-
-def _save_model(
-    model, # on any device
-    path:Path, # `.safetensors`
-    recipe:Recipe, # goes into the metadata
-):
-    "Weights with the recipe in their metadata"
-    from hff.checkpoints import save_checkpoint
-    save_checkpoint(model, path, recipe=recipe)
-
-def _load_model(
-    model, # to fill
-    path:Path, # `.safetensors`
-):
-    "Weights of the best epoch, back into the model"
-    from safetensors.torch import load_file
-    try: model.load_state_dict(load_file(path))
-    except Exception as e: raise HffError(f"{path} is damaged or of another network: delete {path.parent} and train again") from e
-
-def _finish(
-    run:Path, # run folder
-    recipe:Recipe, # its name
-    best:dict, # the kept epoch
-    accelerator, # device
-    seconds:float, # of this process
-):
-    "Remove what only an unfinished run needs and declare the run finished"
-    import timm
-    from hff import __version__
-    write_json(dict(name=recipe.name, kept=best, seconds=round(seconds, 1), device=str(accelerator.device), processes=accelerator.num_processes,
-                    precision=accelerator.mixed_precision, versions=dict(hff=__version__, torch=torch.__version__, timm=timm.__version__,
-                    python=platform.python_version())), run/'done.json')
-    for name in ('state.pt', 'progress.json', 'error.txt'): (run/name).unlink(missing_ok=True)
+    "Remove the half-written files of a process that was killed"
+    for p in run.glob('.*.tmp*'): p.unlink(missing_ok=True)
 
 # %% ../nbs/40_trainer.ipynb #c4027a19
 def _job():

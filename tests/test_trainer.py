@@ -130,3 +130,10 @@ def test_a_failed_run_does_not_stop_the_others(faces, tmp_path):
     before = (tmp_path/good.name/'done.json').stat().st_mtime_ns
     assert run_all([good], Path(faces), tmp_path) == [tmp_path/good.name]
     assert (tmp_path/good.name/'done.json').stat().st_mtime_ns == before
+
+
+def test_half_written_files_of_a_killed_run_go_away(faces, tmp_path, tiny):
+    (tmp_path/recipe.name).mkdir()
+    (tmp_path/recipe.name/'.state.99.tmp.pt').write_bytes(b'half')
+    train(recipe, faces, tmp_path, show=False)
+    assert {p.name for p in (tmp_path/recipe.name).iterdir()} - {'.lock'} == {'recipe.json', 'log.csv', 'model.safetensors', 'scores.parquet', 'done.json'}
