@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['mean_face', 'flat_face', 'mesh', 'turning', 'warp_map', 'read_at', 'unwrap_map', 'unwrap', 'seen', 'similarity',
-           'align', 'camera', 'expressions', 'inner_weight', 'transfer']
+           'align', 'camera', 'shapes', 'face_shape', 'expressions', 'pose', 'inner_weight', 'transfer']
 
 # %% ../../nbs/31_warps.ipynb #787937e5
 from functools import lru_cache
@@ -146,14 +146,33 @@ def camera(
     "Affine camera that sees the mean face as `landmarks`, by least squares"
     return _solve()@landmarks
 
+def shapes(
+    landmarks:np.ndarray, # of a clip, (T, 468, 2), pixels
+)->np.ndarray: # (T, 468, 2), in half face widths
+    "How each frame's face departs from the mean face, in its own plane; head pose removed"
+    s = np.c_[mean_face(), np.ones(468)]
+    return np.array([(l-s@c)@np.linalg.inv(c[:2]) for l, c in ((l, camera(l)) for l in landmarks)])
+
+def face_shape(
+    landmarks:np.ndarray, # of a clip, (T, 468, 2), pixels
+)->np.ndarray: # (468, 2), in half face widths
+    "The person: median departure from the mean face"
+    return np.median(shapes(landmarks), 0)
+
 def expressions(
     landmarks:np.ndarray, # of a clip, (T, 468, 2), pixels
 )->np.ndarray: # (T, 468, 2), in half face widths
     "What moved in the face, frame by frame, against the clip's median; head pose removed"
-    s = np.c_[mean_face(), np.ones(468)]
-    cameras = [camera(l) for l in landmarks]
-    out = [(l-s@c)@np.linalg.inv(c[:2]) for l, c in zip(landmarks, cameras)]
-    return np.array(out)-np.median(out, 0)
+    r = shapes(landmarks)
+    return r-np.median(r, 0)
+
+def pose(
+    landmarks:np.ndarray, # of the frame whose camera is used, (468, 2), pixels
+    shape:np.ndarray, # departure from the mean face, (468, 2)
+)->np.ndarray: # (468, 2), pixels
+    "Landmarks of another face under the camera of `landmarks`"
+    c = camera(landmarks)
+    return np.c_[mean_face(), np.ones(468)]@c+shape@c[:2]
 
 @lru_cache(1)
 def inner_weight()->np.ndarray: # (468,) in [0, 1]
