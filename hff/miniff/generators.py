@@ -367,10 +367,10 @@ class Nets:
         try:
             with safe_open(path, 'pt') as f:
                 about, t = json.loads(f.metadata()['hff']), {k: f.get_tensor(k) for k in f.keys()}
-        except Exception as e: raise HffError(f'{path} holds no generators ({e}): delete it and build again') from e
-        with torch.random.fork_rng(devices=[]):
-            parts = {k: dict(swapper=Swapper, renderer=MouthRenderer)[k](**v) for k, v in about.items()}
-        for k, net in parts.items():
-            net.load_state_dict({n[len(k)+1:]: v for n, v in t.items() if n.startswith(k+'.')})
-            net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+            with torch.random.fork_rng(devices=[]):
+                parts = {k: dict(swapper=Swapper, renderer=MouthRenderer)[k](**v) for k, v in about.items()}
+            for k, net in parts.items(): net.load_state_dict({n[len(k)+1:]: v for n, v in t.items() if n.startswith(k+'.')})
+        except Exception as e:
+            raise HffError(f'{path} holds no generators of this version ({str(e).splitlines()[0]}): delete it and build again') from e
+        for net in parts.values(): net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         return cls(**parts)
