@@ -73,7 +73,7 @@ def trivial_scores(
     t = t[t.method.isin(('real', method))]
     a, b = (t[t.split.eq(s)] for s in ('train', 'test'))
     if a.label.nunique()<2: raise HffError(f"No training faces of real and {method} to fit a trivial detector on")
-    fit = make_pipeline(StandardScaler(), LogisticRegression(class_weight='balanced')).fit(a[features].to_numpy(), a.label)
+    fit = make_pipeline(StandardScaler(), LogisticRegression(class_weight='balanced', tol=1e-9, max_iter=1000)).fit(a[features].to_numpy(), a.label)
     z = fit.decision_function(b[features].to_numpy())
     return check_scores(b.assign(logit=z, score=1/(1+np.exp(-z)), status='ok'))
 
