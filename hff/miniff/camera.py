@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Camera', 'make_camera', 'mosaic', 'demosaic', 'develop', 'sharpen', 'camera']
 
-# %% ../../nbs/29d_camera.ipynb #a1811b25
+# %% ../../nbs/29d_camera.ipynb #4d674f25
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-# %% ../../nbs/29d_camera.ipynb #31baafa8
+# %% ../../nbs/29d_camera.ipynb #8cacd49e
 @dataclass(frozen=True)
 class Camera:
     "Settings of one camera"
@@ -33,11 +33,13 @@ def make_camera(
 )->Camera: # one camera
     "Draw a camera: lens, sensor and processing"
     u, noise = rng.uniform, np.exp(rng.normal(0, .55))
-    return Camera(blur=u(.55, 1.35), shot=.00017*noise, read=.0018*noise**.5, red=u(1.5, 2.2), blue=u(1.3, 2.), sharpen=u(0, .9),
-                  cast=tuple(1+np.round(rng.normal(0, [.03, .008, .04]), 4)), saturation=u(.85, 1.12), contrast=u(.1, .45),
+    return Camera(blur=u(.55, 1.35), shot=.00017*noise, read=.0018*noise**.5, red=u(1.5, 2.2), blue=u(1.3, 2.),
+        sharpen=u(0, .9),
+                  cast=tuple(1+np.round(rng.normal(0, [.03, .008, .04]), 4)), saturation=u(.85, 1.12), contrast=u(.1,
+                      .45),
                   smooth=max(0., u(-.6, .7)), vignette=u(0, .3), edge_aware=bool(rng.random()<.6))
 
-# %% ../../nbs/29d_camera.ipynb #157c180c
+# %% ../../nbs/29d_camera.ipynb #b7c1a59b
 def mosaic(
     x:np.ndarray, # linear light, (H, W, 3)
     cam:Camera,
@@ -59,7 +61,7 @@ def demosaic(
     x = cv2.cvtColor(np.rint(raw*65535).astype(np.uint16), code).astype(np.float32)/65535
     return np.maximum((x-.02)/.98*np.array([cam.red, 1, cam.blue], np.float32), 0)
 
-# %% ../../nbs/29d_camera.ipynb #7c1e575b
+# %% ../../nbs/29d_camera.ipynb #a44c4d72
 def develop(
     x:np.ndarray, # linear light, (H, W, 3), float32
     cam:Camera,
@@ -79,7 +81,7 @@ def sharpen(
     "Unsharp masking"
     return y+np.float32(amount)*(y-cv2.GaussianBlur(y, (0, 0), 1.)) if amount else y
 
-# %% ../../nbs/29d_camera.ipynb #11603913
+# %% ../../nbs/29d_camera.ipynb #9bfaae32
 def camera(
     linear_rgb:np.ndarray, # light, (2H, 2W, 3), 1 = white
     cam:Camera,

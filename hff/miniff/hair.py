@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['styles', 'hairline', 'make_hair', 'grow', 'brows', 'beard', 'lashes', 'strand_points', 'splat']
 
-# %% ../../nbs/29c_hair.ipynb #74cc8e2c
+# %% ../../nbs/29c_hair.ipynb #3b8af5ed
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,8 +14,9 @@ from scipy.spatial import cKDTree
 from .mesh import head_asset, mesh_landmarks
 from .skin import face_maps, linear, texture_size, texture_xy
 
-# %% ../../nbs/29c_hair.ipynb #362766b0
-_line = np.array([[0, 7.83], [.4, 7.85], [.7, 7.8], [.88, 7.66], [1., 7.46], [1.13, 7.22], [1.28, 7.08], [1.45, 7.3], [1.6, 7.38], [1.85, 7.1], [2.3, 6.68], [3.15, 6.5]])
+# %% ../../nbs/29c_hair.ipynb #cc5bed9d
+_line = np.array([[0, 7.83], [.4, 7.85], [.7, 7.8], [.88, 7.66], [1., 7.46], [1.13, 7.22], [1.28, 7.08], [1.45, 7.3],
+    [1.6, 7.38], [1.85, 7.1], [2.3, 6.68], [3.15, 6.5]])
 
 def hairline(
     rest, # places on the base mesh, (N, 3)
@@ -29,19 +30,20 @@ def hairline(
     ear = (np.abs(rest[...,0])>.77)&(rest[...,1]<7.45)&(rest[...,2]>.02)&(rest[...,2]<.64)
     return np.where(ear, -1, d)
 
-# %% ../../nbs/29c_hair.ipynb #29c6719b
+# %% ../../nbs/29c_hair.ipynb #9303eb00
 def _roots(rng, v, normals, weight, n):
     "Places on the head, their normals and base places, drawn with `weight` for each triangle corner"
     a = head_asset(); t = a.triangles[a.part==0]
     area = np.linalg.norm(np.cross(v[t[:,1]]-v[t[:,0]], v[t[:,2]]-v[t[:,0]]), axis=1)*weight[t].mean(1)
     pick = t[np.searchsorted(np.cumsum(area)/area.sum(), np.sort(rng.random(n)))]
-    u = rng.random((n, 2)); u = np.where(u.sum(1, keepdims=True)>1, 1-u, u); w = np.stack([1-u.sum(1), *u.T], -1)[...,None]
+    u = rng.random((n, 2))
+    u = np.where(u.sum(1, keepdims=True)>1, 1-u, u); w = np.stack([1-u.sum(1), *u.T], -1)[...,None]
     mix = lambda q: (q[pick]*w).sum(1)
     return mix(v), mix(normals), mix(a.vertices)
 
 def _unit(x): return x/np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
 
-# %% ../../nbs/29c_hair.ipynb #bd04cb79
+# %% ../../nbs/29c_hair.ipynb #81240689
 styles = dict( # number of strands, points, length on top, at the sides, lift, gravity, curl, stickiness to the comb direction
     buzz=dict(n=7500, k=3, top=.05, side=.035, lift=1.2, fall=0, curl=0, comb='forward'),
     crop=dict(n=6000, k=6, top=.2, side=.1, lift=.75, fall=.1, curl=.01, comb='forward'),
@@ -56,33 +58,43 @@ styles = dict( # number of strands, points, length on top, at the sides, lift, g
     bun=dict(n=6000, k=12, top=1.2, side=.9, lift=.1, fall=0, curl=.006, comb='pull'),
     bald=dict(n=3600, k=4, top=.09, side=.08, lift=.7, fall=.1, curl=0, comb='forward'))
 
-_colours = np.array([[30, 26, 25], [42, 31, 25], [58, 38, 26], [92, 62, 40], [142, 104, 66], [186, 148, 100], [112, 52, 28], [150, 146, 142], [205, 202, 198]])/255
+_colours = np.array([[30, 26, 25], [42, 31, 25], [58, 38, 26], [92, 62, 40], [142, 104, 66], [186, 148, 100],
+    [112, 52, 28], [150, 146, 142], [205, 202, 198]])/255
 
 def make_hair(
     rng:np.random.Generator,
     race:str, sex:str, old:float,
 )->dict: # settings of `grow`
     "Draw a hair style and colour"
-    p = dict(female=dict(bob=.17, long=.24, wavy=.22, bun=.16, curls=.07, side=.05, crop=.03, messy=.06), male=dict(buzz=.13, crop=.24, side=.2, swept=.16, messy=.15, curls=.06, bald=.06))[sex]
-    if race=='african': p = dict(female=dict(afro=.2, curls=.22, bun=.26, wavy=.14, long=.08, buzz=.1), male=dict(buzz=.45, afro=.15, curls=.12, crop=.18, bald=.1))[sex]
+    p = dict(female=dict(bob=.17, long=.24, wavy=.22, bun=.16, curls=.07, side=.05, crop=.03, messy=.06),
+        male=dict(buzz=.13, crop=.24, side=.2, swept=.16, messy=.15, curls=.06, bald=.06))[sex]
+    if race=='african':
+        p = dict(female=dict(afro=.2, curls=.22, bun=.26, wavy=.14, long=.08, buzz=.1),
+            male=dict(buzz=.45, afro=.15, curls=.12, crop=.18, bald=.1))[sex]
     if sex=='male' and old>.4: p = {k: q*(6 if k=='bald' else 1) for k, q in p.items()}
     style = str(rng.choice(list(p), p=np.array(list(p.values()))/sum(p.values())))
     k = rng.choice(7, p=[.1, .2, .24, .2, .12, .07, .07]) if race=='caucasian' else rng.choice(3, p=[.6, .3, .1])
     grey = np.clip((old-.35)*2+rng.normal(0, .25), 0, 1)*(rng.random()<.8)
     c = linear(_colours[k])*rng.uniform(.8, 1.3); c = c*(1-grey)+linear(_colours[7 if rng.random()<.6 else 8])*grey
     beard = 'none' if sex=='female' or rng.random()<.62 else str(rng.choice(['short', 'full', 'goatee']))
-    return dict(style=style, rgb=tuple(np.round(c, 4).tolist()), grey=float(grey), part=float(rng.choice([-1, 1])*rng.uniform(0, .35)), length=rng.uniform(.5, 1.) if style=='afro' else rng.uniform(.85, 1.15), volume=rng.uniform(.8, 1.25),
-        fringe=bool(style in ('bob', 'long', 'wavy') and rng.random()<.35), up=rng.uniform(-.03, .05)+(.1*old if sex=='male' else 0), temples=rng.uniform(0, .12)*(sex=='male'),
-        wave=rng.uniform(.5, 1.3), shine=rng.uniform(.5, 1.2)*(.5 if race=='african' else 1), beard=beard, brows=rng.uniform(.6, 1.1)*(1.1 if sex=='male' else .72),
+    return dict(style=style, rgb=tuple(np.round(c, 4).tolist()), grey=float(grey),
+        part=float(rng.choice([-1, 1])*rng.uniform(0, .35)),
+        length=rng.uniform(.5, 1.) if style=='afro' else rng.uniform(.85, 1.15), volume=rng.uniform(.8, 1.25),
+        fringe=bool(style in ('bob', 'long', 'wavy') and rng.random()<.35), up=rng.uniform(-.03,
+            .05)+(.1*old if sex=='male' else 0), temples=rng.uniform(0, .12)*(sex=='male'),
+        wave=rng.uniform(.5, 1.3), shine=rng.uniform(.5,
+            1.2)*(.5 if race=='african' else 1), beard=beard, brows=rng.uniform(.6, 1.1)*(1.1 if sex=='male' else .72),
         brow_dark=rng.uniform(.5, .9), brow_arch=rng.uniform(-.025, .02))
 
-# %% ../../nbs/29c_hair.ipynb #84e0872c
+# %% ../../nbs/29c_hair.ipynb #013c4560
 def _comb(kind, p, n, rest, hair, rng):
     "Wanted direction of growth at the roots"
     side = np.sign(rest[:,0]-hair['part']+rng.normal(0, .022, len(p)))[:,None]
     one = lambda *d: np.broadcast_to(np.array(d, float), p.shape)
-    d = {'forward': one(.15*np.sign(hair['part']+1e-9), -.2, 1.)*1, 'back': one(.1*np.sign(hair['part']+1e-9), .15, -1), 'out': n*1., 'pull': np.array([0, .25, -1.15])-p,
-         'side': np.where(rest[:,2:]>.2, one(np.sign(hair['part']+1e-9), -.05, .25)*[-1, 1, 1], one(0, -1, -.2)), 'part': side*[.8, 0, 0]+[0, -.35, -.25]}[kind]
+    d = {'forward': one(.15*np.sign(hair['part']+1e-9), -.2, 1.)*1, 'back': one(.1*np.sign(hair['part']+1e-9), .15,
+        -1), 'out': n*1., 'pull': np.array([0, .25, -1.15])-p,
+         'side': np.where(rest[:,2:]>.2, one(np.sign(hair['part']+1e-9), -.05, .25)*[-1, 1, 1],
+             one(0, -1, -.2)), 'part': side*[.8, 0, 0]+[0, -.35, -.25]}[kind]
     low = np.clip((7.75-rest[:,1:2])/.3, 0, 1)
     if kind in ('forward', 'side', 'back', 'out'): d = d*(1-low)+low*np.array([0, -.9, -.35])
     if kind=='part': d = d*(1-low)+low*(np.array([0, -1, -.25])+side*[.1, 0, 0])
@@ -115,10 +127,12 @@ def grow(
     s, k = len(p), st['k']
     top = np.clip((rest[:,1]-7.55)/.35, 0, 1); top = top*top*(3-2*top)
     length = (st['side']+(st['top']-st['side'])*top)*hair['length']*rng.uniform(.72, 1.08, s)
-    length *= np.clip(.35+d0/.12, .35, 1) if hair['style'] in ('buzz', 'crop', 'side', 'swept', 'messy', 'bald') else np.clip(.7+d0/.2, .7, 1)
+    length *= np.clip(.35+d0/.12, .35, 1) if hair['style'] in ('buzz', 'crop', 'side', 'swept', 'messy',
+        'bald') else np.clip(.7+d0/.2, .7, 1)
     comb, _ = _comb(st['comb'], p, n, rest, hair, rng)
     if hair['fringe']:
-        f = (rest[:,2]>.8)&(np.abs(rest[:,0])<.58); length = np.where(f, (.28+.95*(rest[:,1]-7.85))*rng.uniform(.9, 1.05, s), length)
+        f = (rest[:,2]>.8)&(np.abs(rest[:,0])<.58)
+        length = np.where(f, (.28+.95*(rest[:,1]-7.85))*rng.uniform(.9, 1.05, s), length)
     layer = rng.random(s)
     gap = (.015+.085*layer*hair['volume']*min(1, st['top']*2))*np.clip(.3+d0/.3, .3, 1)
     clump = cKDTree(rest).query(rest[rng.choice(s, max(8, s//14), replace=False)])[1]
@@ -131,7 +145,8 @@ def grow(
         if st['top']>.12: q, nn, hit = _push_out(q, tree, v, normals, gap*min(1, .3+3*t))
         if st['comb']=='part': q = _clear_face(q, v, hair, rest, layer)
         out[:,j] = q
-        d = _unit((q-out[:,j-1])/step*.75+.3*comb*(1-t)+np.array([0, -1, 0])*st['fall']*(.25+.6*t)+rng.normal(0, .04, d.shape))
+        d = _unit((q-out[:,j-1])/step*.75+.3*comb*(1-t)+np.array([0, -1, 0])*st['fall']*(.25+.6*t)+rng.normal(0, .04,
+            d.shape))
         if st['top']>.12: d = _unit(d-np.where(hit[:,None], np.minimum((d*nn).sum(1), 0)[:,None]*nn, 0))
     t = np.linspace(0, 1, k)[None,:,None]
     out += .35*np.clip(t*1.3, 0, 1)*(out[mine]-out)*(st['top']>.12)*(hair['style']!='afro')
@@ -155,11 +170,13 @@ def _waves(rng, p, mine, amount, length, style):
     phase = rng.uniform(0, 2*np.pi, (s, 2))[mine]+rng.normal(0, .5 if style!='afro' else 2, (s, 2))
     a, b = np.sin(turns*t+phase[:,:1]), np.cos(turns*t+phase[:,1:])
     grow_ = amount*np.clip(t*2.5, 0, 1)
-    return np.stack([a*grow_, .5*b*grow_*(style in ('curls', 'afro')), b*grow_], -1)+np.cumsum(rng.normal(0, .004, p.shape), 1)
+    return np.stack([a*grow_, .5*b*grow_*(style in ('curls', 'afro')), b*grow_],
+        -1)+np.cumsum(rng.normal(0, .004, p.shape), 1)
 
-# %% ../../nbs/29c_hair.ipynb #c864def9
+# %% ../../nbs/29c_hair.ipynb #6c954a9a
 _brow = [[107, 66, 105, 63, 70], [336, 296, 334, 293, 300]], [[55, 65, 52, 53, 46], [285, 295, 282, 283, 276]]
-_lids = [[33, 246, 161, 160, 159, 158, 157, 173, 133], [263, 466, 388, 387, 386, 385, 384, 398, 362]], [[33, 7, 163, 144, 145, 153, 154, 155, 133], [263, 249, 390, 373, 374, 380, 381, 382, 362]]
+_lids = [[33, 246, 161, 160, 159, 158, 157, 173, 133], [263, 466, 388, 387, 386, 385, 384, 398, 362]], [[33, 7, 163,
+    144, 145, 153, 154, 155, 133], [263, 249, 390, 373, 374, 380, 381, 382, 362]]
 
 def _along(p, u):
     "Points at shares `u` of a polyline"
@@ -174,7 +191,8 @@ def brows(hair, v, normals, seed):
         upper, lower = _along(p[_brow[0][k]], u), _along(p[_brow[1][k]], u)
         lower = lower+(upper-lower)*.18*(1-hair['brows']); mid = (upper+lower)/2
         thin = np.interp(u, [0, .15, .55, 1], [.8, 1.1, .95, .3])[:,None]*hair['brows']
-        root = mid+(w[:,None]-.5)*(upper-lower)*1.25*thin+np.array([0, 1, 0])*(np.interp(u, [0, .5, 1], [-.03, -.055, -.035])+hair['brow_arch']*np.sin(u*np.pi))[:,None]
+        root = mid+(w[:,None]-.5)*(upper-lower)*1.25*thin+np.array([0, 1, 0])*(np.interp(u, [0, .5, 1],
+            [-.03, -.055, -.035])+hair['brow_arch']*np.sin(u*np.pi))[:,None]
         out_dir = np.array([-1, 0, 0])*(1 if k==0 else -1)
         lean = np.interp(u, [0, .3, 1], [1.3, .35, -.45])[:,None]
         d = _unit(out_dir+lean*[0, 1, 0]+(.5-w[:,None])*[0, .5, 0]+[0, 0, -.35]+rng.normal(0, .15, (n, 3)))
@@ -189,7 +207,8 @@ def beard(hair, v, normals, seed):
     if hair['beard']=='goatee': w = w*(np.abs(a.vertices[:,0])<.3)
     n = dict(short=3600, full=4200, goatee=1500)[hair['beard']]
     p, nn, rest = _roots(rng, v, normals, w, n)
-    x, y = np.rint(texture_xy(rest)).astype(int).T; ok = (f.beard[y,x]>rng.uniform(.15, .6, n))&(f.lips[y,x]<.08); n = int(ok.sum())
+    x, y = np.rint(texture_xy(rest)).astype(int).T
+    ok = (f.beard[y,x]>rng.uniform(.15, .6, n))&(f.lips[y,x]<.08); n = int(ok.sum())
     p, nn, rest = p[ok], nn[ok], rest[ok]
     d = _unit(nn*.5+[0, -1, .1]+np.sign(rest[:,:1])*[.15, 0, 0]+rng.normal(0, .25, p.shape))
     length = rng.uniform(.6, 1.1, n)*dict(short=.06, full=.16, goatee=.1)[hair['beard']]
@@ -216,7 +235,7 @@ def lashes(points, rot_closure, seed, amount):
             out.append(root[:,None]+[0, 0, .008]+(_unit(d)[:,None]*t+np.array([0, .35*lift, 0])*t*t)*m[:,None,None])
     return np.concatenate(out).astype(np.float32)
 
-# %% ../../nbs/29c_hair.ipynb #7f9d7b2d
+# %% ../../nbs/29c_hair.ipynb #f89fd6cd
 def strand_points(
     strands, # (S, K, 3) picture x, y and depth
     spacing:float=1.3, # pixels between neighbours
@@ -224,7 +243,7 @@ def strand_points(
     "Refine strands: `(x, y, depth)` each (S, M), and the position along the strand (M,) in 0..K-1"
     k = strands.shape[1]
     span = np.linalg.norm(np.diff(strands[...,:2], axis=1), axis=-1).sum(1)
-    m = int(np.clip(np.quantile(span, .97)/spacing, k, 400)) if len(span) else k
+    m = int(np.clip(np.ceil(np.quantile(span, .97)/spacing)+1, k, 400)) if len(span) else k
     u = np.linspace(0, k-1, m, dtype=np.float32); i = np.minimum(u.astype(int), k-2); f = u-i
     w = np.zeros((k, m), np.float32); w[i,np.arange(m)] = 1-f; w[i+1,np.arange(m)] += f
     return strands[...,0]@w, strands[...,1]@w, strands[...,2]@w, u

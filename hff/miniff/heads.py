@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Person', 'make_person', 'State', 'clip_states', 'render', 'make_clip']
 
-# %% ../../nbs/30_heads.ipynb #f1980612
+# %% ../../nbs/30_heads.ipynb #abb99d98
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import SimpleNamespace
@@ -15,13 +15,15 @@ import numpy as np
 
 from .camera import Camera, camera, make_camera
 from .hair import beard, brows, grow, hairline, lashes, make_hair, splat, strand_points
+from .light import _dot, _facing, _fill, _light32, _light_map, _lit, _paint, _specular, _strand_light, _unit
 from .mesh import head_asset, macro, mesh_landmarks, morph, vertex_normals
+from .parts import _eye, _fabric, _neckline, dress
 from .raster import interpolate, rasterize
 from .scene import Light, background, make_light, paint
 from .skin import face_maps, linear, make_skin, noise, skin_texture, texture_size, texture_xy
 from ..video import Clip
 
-# %% ../../nbs/30_heads.ipynb #717f9707
+# %% ../../nbs/30_heads.ipynb #1bd063e1
 @dataclass(frozen=True, eq=False)
 class Person:
     "Everything that stays the same while a person is filmed"
@@ -43,9 +45,12 @@ class Person:
     exposure:float=1. # brighter or darker than the camera's meter wants
 
 _looks = dict(
-    female={'eyes/eye-scale-incr': .5, 'chin/chin-width-decr': .3, 'nose/nose-scale-horiz-decr': .3, 'mouth/mouth-upperlip-volume-incr': .18,
-            'mouth/mouth-lowerlip-volume-incr': .18, 'head/head-oval': .45, 'eyes/eye-height2-incr': .35, 'mouth/mouth-scale-horiz-incr': .25, 'chin/chin-height-decr': .2, 'mouth/mouth-angles-up': .35},
-    male={'mouth/mouth-scale-horiz-incr': .4, 'eyes/eye-height2-incr': .25, 'eyes/eye-scale-incr': .2, 'head/head-scale-vert-decr': .15, 'mouth/mouth-angles-up': .3})
+    female={'eyes/eye-scale-incr': .5, 'chin/chin-width-decr': .3, 'nose/nose-scale-horiz-decr': .3,
+        'mouth/mouth-upperlip-volume-incr': .18, 'mouth/mouth-lowerlip-volume-incr': .18, 'head/head-oval': .45,
+        'eyes/eye-height2-incr': .35, 'mouth/mouth-scale-horiz-incr': .25, 'chin/chin-height-decr': .2,
+        'mouth/mouth-angles-up': .35},
+    male={'mouth/mouth-scale-horiz-incr': .4, 'eyes/eye-height2-incr': .25, 'eyes/eye-scale-incr': .2,
+        'head/head-scale-vert-decr': .15, 'mouth/mouth-angles-up': .3})
 
 def _draw_morphs(rng, race, sex, old):
     "Macro body plus a few dozen details"
@@ -67,25 +72,33 @@ def _draw_clothes(rng, sex):
     c = lambda: tuple(np.round(paint(rng, rng.uniform(.1, .85), .28), 4).tolist())
     kind = str(rng.choice(['tee', 'vneck', 'turtle', 'shirt', 'jacket', 'hoodie'], p=[.25, .15, .1, .2, .16, .14]))
     first = c() if kind!='jacket' else tuple(np.round(linear(rng.uniform(.72, .92)*np.array([1, 1, 1.02])), 4).tolist())
-    return dict(kind=kind, rgb=first, second=c(), third=tuple((np.array(c())*.35).round(4).tolist()), pattern=str(rng.choice(['plain', 'stripes', 'check'], p=[.7, .15, .15])) if kind!='jacket' else 'plain', pitch=rng.uniform(25, 60))
+    return dict(kind=kind, rgb=first, second=c(), third=tuple((np.array(c())*.35).round(4).tolist()),
+        pattern=str(rng.choice(['plain', 'stripes', 'check'], p=[.7, .15, .15])) if kind!='jacket' else 'plain',
+        pitch=rng.uniform(25, 60))
 
-_iris = np.array([[70, 44, 26], [48, 30, 20], [96, 66, 36], [92, 96, 60], [84, 110, 130], [120, 138, 146], [66, 92, 74]])/255
+_iris = np.array([[70, 44, 26], [48, 30, 20], [96, 66, 36], [92, 96, 60], [84, 110, 130], [120, 138, 146],
+    [66, 92, 74]])/255
 
 def make_person(
     seed:int, # one number, one person
 )->Person:
     "Draw a person: body, skin, eyes, hair, clothes, light, camera and manner"
     rng = np.random.default_rng([seed, 468]); u = rng.uniform
-    sex = str(rng.choice(['female', 'male'])); race = str(rng.choice(['african', 'asian', 'caucasian'], p=[.25, .27, .48]))
+    sex = str(rng.choice(['female', 'male']))
+    race = str(rng.choice(['african', 'asian', 'caucasian'], p=[.25, .27, .48]))
     old = float(np.clip(rng.beta(1.1, 2.6), 0, .9))
     skin = make_skin(rng, race, sex, old)
     k = rng.choice(7, p=[.25, .15, .15, .12, .14, .1, .09]) if race=='caucasian' else rng.choice(2)
-    eyes = dict(rgb=tuple(np.round(linear(_iris[k])*u(.5, .95), 4).tolist()), pupil=u(.32, .5), iris=u(.42, .46), white=u(.62, .8), lashes=u(.5, 1) if sex=='female' else u(.2, .6))
-    manner = dict(energy=u(.6, 1.2), smile=u(0, .6), talk=u(.3, 1.), yaw=u(-9, 9), pitch=u(-5, 4), roll=u(-4, 4), rate=u(.7, 1.3))
-    return Person(seed, sex, race, old, _draw_morphs(rng, race, sex, old), skin, eyes, make_hair(rng, race, sex, old), _draw_clothes(rng, sex),
-        make_light(rng), make_camera(rng), u(.485, .535), (.5+u(-.02, .02), .512+u(-.014, .014)), u(7, 14), manner, float(np.exp(rng.normal(0, .14))))
+    eyes = dict(rgb=tuple(np.round(linear(_iris[k])*u(.5, .95), 4).tolist()), pupil=u(.32, .5), iris=u(.42, .46),
+        white=u(.62, .8), lashes=u(.5, 1) if sex=='female' else u(.2, .6))
+    manner = dict(energy=u(.6, 1.2), smile=u(0, .6), talk=u(.3, 1.), yaw=u(-9, 9), pitch=u(-5, 4), roll=u(-4, 4),
+        rate=u(.7, 1.3))
+    return Person(seed, sex, race, old, _draw_morphs(rng, race, sex, old), skin, eyes, make_hair(rng, race, sex, old),
+        _draw_clothes(rng, sex), make_light(rng), make_camera(rng), width=u(.485, .535),
+        place=(.5+u(-.02, .02), .512+u(-.014, .014)), distance=u(7, 14), manner=manner,
+        exposure=float(np.exp(rng.normal(0, .14))))
 
-# %% ../../nbs/30_heads.ipynb #f9adf1e1
+# %% ../../nbs/30_heads.ipynb #bf950def
 @dataclass(frozen=True)
 class State:
     "Pose, gaze and expression in one frame"
@@ -115,49 +128,56 @@ def clip_states(
     smile = np.clip(m['smile']+.35*_wander(rng, t), .08, 1)
     pucker, brow = np.clip(.8*_wander(rng, t, 4, .6, 2.5), 0, 1)*m['talk'], .6*_wander(rng, t)
     blink = np.zeros(n)
-    for b in np.arange(rng.uniform(0, 2.5), t[-1]+1, rng.uniform(1.6, 3.5)): blink = np.maximum(blink, np.clip(1.25-np.abs(t-b)/.13, 0, 1))
+    for b in np.arange(rng.uniform(0, 2.5), t[-1]+1, rng.uniform(1.6, 3.5)):
+        blink = np.maximum(blink, np.clip(1.25-np.abs(t-b)/.13, 0, 1))
     lid = np.clip(-.02*gaze[:,1], -.1, .3)
     out = []
     for k in range(n):
-        x = {'mouth-open': .42*talk[k], 'mouth-corner-puller': .75*smile[k], 'mouth-pursing': .5*pucker[k]*(1-smile[k]), 'mouth-part-later': .2*talk[k],
+        x = {'mouth-open': .42*talk[k], 'mouth-corner-puller': .75*smile[k],
+            'mouth-pursing': .5*pucker[k]*(1-smile[k]), 'mouth-part-later': .2*talk[k],
              'mouth-upward-retraction': .2*smile[k]*talk[k]}
         for s in ('left', 'right'):
-            x[f'eye-{s}-closure'] = float(np.clip(max(blink[k], lid[k]), 0, 1)); x[f'eye-{s}-slit'] = .25*smile[k]*(1-blink[k])
+            x[f'eye-{s}-closure'] = float(np.clip(max(blink[k], lid[k]), 0, 1))
+            x[f'eye-{s}-slit'] = .25*smile[k]*(1-blink[k])
             x[f'eyebrows-{s}-up'] = max(brow[k], 0); x[f'eyebrows-{s}-down'] = max(-brow[k], 0)*.6
         ex = tuple((a, round(float(b), 4)) for a, b in x.items() if b>1e-3)
-        out.append(State(*np.round(pose[k], 3).tolist(), tuple(np.round(shift[k], 4).tolist()), tuple(np.round(gaze[k], 2).tolist()), ex))
+        out.append(State(*np.round(pose[k], 3).tolist(), tuple(np.round(shift[k], 4).tolist()),
+            tuple(np.round(gaze[k], 2).tolist()), ex))
     return out
 
-# %% ../../nbs/30_heads.ipynb #0c09b564
-@lru_cache(maxsize=4)
-def _body(person):
-    "What a person's frames share: shape, texture, scale, background, exposure"
+# %% ../../nbs/30_heads.ipynb #6d3bc8b7
+def _shape(person):
+    "Neutral mesh with its origin between the eyes, and how far each vertex turns with the head"
     a = head_asset(); v = morph(person.morphs)
-    eyes = np.stack([v[np.unique(a.triangles[a.part==k])].mean(0) for k in (1, 2)])
-    v -= eyes.mean(0); eyes -= eyes.mean(0)
-    b = SimpleNamespace(v=v, eyes=eyes, radius=float(np.ptp(v[np.unique(a.triangles[a.part==1])][:,1])/2), texture=skin_texture(person.skin, person.seed),
-                        uv=texture_xy(a.vertices), background=background(person.seed), scale=1., exposure=1., place=np.array([.5, .5]))
-    b.balls = [np.unique(a.triangles[a.part==k]) for k in (1, 2)]
-    b.bend = np.clip((a.vertices[:,1]-5.75)/(6.35-5.75), 0, 1)**1.5; b.bend = (b.bend*b.bend*(3-2*b.bend)).astype(np.float32)
-    b.pivot = np.array([0, -1.25, -.75], np.float32)
-    p = mesh_landmarks(_project(person, b, State(), 1.)[0])
-    box = np.ptp(p, axis=0)
+    b = SimpleNamespace(balls=[np.unique(a.triangles[a.part==k]) for k in (1, 2)], scale=1., place=np.array([.5, .5]))
+    eyes = np.stack([v[k].mean(0) for k in b.balls])
+    b.v, b.eyes, b.triangles, b.part = v-eyes.mean(0), eyes-eyes.mean(0), a.triangles, a.part
+    w = np.clip((a.vertices[:,1]-5.75)/(6.35-5.75), 0, 1)**1.5
+    b.bend, b.pivot = (w*w*(3-2*w)).astype(np.float32), np.array([0, -1.25, -.75], np.float32)
+    p = mesh_landmarks(_project(person, b, State(), 1.)[0]); box = np.ptp(p, axis=0)
     b.scale = float(min(person.width/box[0], .685/box[1]))
     b.place = np.array(person.place)-((p.max(0)+p.min(0)+1)/2-.5)*b.scale
-    n = vertex_normals(v, a.triangles); b.triangles, b.part = a.triangles, a.part
-    b.hair = grow(person.hair, v, n, person.seed)
-    b.brows = brows(person.hair, v, n, person.seed)
-    b.beard = beard(person.hair, v, n, person.seed) if person.hair['beard']!='none' else None
-    line = hairline(a.vertices, person.hair['up'], person.hair['temples'])
-    if person.hair['style']=='bald': line = np.minimum(line, 7.72-a.vertices[:,1])
+    return b
+
+@lru_cache(maxsize=4)
+def _body(person):
+    "What a person's frames share: shape, hair, textures, background, exposure"
+    a, b, hair, seed = head_asset(), _shape(person), person.hair, person.seed
+    n = vertex_normals(b.v, a.triangles)
+    b.hair, b.brows = grow(hair, b.v, n, seed), brows(hair, b.v, n, seed)
+    b.beard = beard(hair, b.v, n, seed) if hair['beard']!='none' else None
+    line = hairline(a.vertices, hair['up'], hair['temples'])
+    if hair['style']=='bald': line = np.minimum(line, 7.72-a.vertices[:,1])
     b.fixed = np.stack([a.occlusion/255, line, *a.vertices.T], 1).astype(np.float32)
-    b.fuzz = .5*noise(np.random.default_rng([person.seed, 56]), texture_size, 1.)+.5*noise(np.random.default_rng([person.seed, 57]), texture_size, 5)
-    if person.clothes['kind'] in ('shirt', 'jacket', 'hoodie'): _dress(person, b)
-    f = face_maps(); b.maps = np.dstack([b.fuzz, f.brow*min(1, person.hair['brows']), f.lid, f.eyes]).astype(np.float32)
-    b.relief = np.dstack([b.texture.gloss, b.texture.slope])
+    b.uv, b.texture, b.background = texture_xy(a.vertices), skin_texture(person.skin, seed), background(seed)
+    if person.clothes['kind'] in ('shirt', 'jacket', 'hoodie'): dress(person, b)
+    f, fuzz = face_maps(), [noise(np.random.default_rng([seed, 56+k]), texture_size, q) for k, q in enumerate((1., 5))]
+    b.maps = np.dstack([.5*fuzz[0]+.5*fuzz[1], f.brow*min(1, hair['brows']), f.lid, f.eyes]).astype(np.float32)
+    b.relief, b.exposure = np.dstack([b.texture.gloss, b.texture.slope]), 1.
     b.exposure = person.exposure*.62*(1+.3*person.skin['melanin'])/_draw(person, b, State(), 64).mean_light
     return b
 
+# %% ../../nbs/30_heads.ipynb #8ac55969
 def _posed(b, state):
     "Vertices in the camera's frame, decimetres, with the middle of the eyes near the origin"
     v = b.v.copy(); a = head_asset()
@@ -180,115 +200,7 @@ def _project(person, b, state, size):
     x, y = (b.place+state.shift)*size
     return np.stack([x+v[:,0]*k-.5, y-v[:,1]*k-.5], -1), person.distance-v[:,2], v, flat, rot
 
-# %% ../../nbs/30_heads.ipynb #eb60e275
-def _unit(x): return x/np.maximum(np.sqrt(np.einsum('...i,...i->...', x, x)), 1e-6)[...,None]
-
-def _dot(a, b): return np.einsum('...i,...i->...', a, b)
-
-def _light32(lamp): return SimpleNamespace(**{k: np.asarray(v, np.float32) for k, v in vars(lamp).items()})
-
-def _facing(xy, t):
-    "Triangles that turn their outside to the viewer (y runs downward)"
-    a, d, e = xy[t[:,0]], xy[t[:,1]], xy[t[:,2]]
-    return np.flatnonzero((d[:,0]-a[:,0])*(e[:,1]-a[:,1])-(d[:,1]-a[:,1])*(e[:,0]-a[:,0])<0)
-
-def _lamp_view(d):
-    "Axes (3, 3) whose last one runs along the light"
-    right = _unit(np.cross([0, 1, 0], d)); return np.stack([right, np.cross(d, right), -np.asarray(d)], 1).astype(np.float32)
-
-def _light_map(v, triangles, strands, d, size=224):
-    "Depth picture seen from the lamp in direction `d`: what shadows are made of"
-    m = _lamp_view(d); p = v@m; s = size/3.6; xy = p[:,:2]*s+[size/2, size*.45]
-    triangles = triangles[_facing(xy*[1, -1], triangles)]
-    index, w = rasterize(xy, p[:,2], triangles, size)
-    depth = np.full((size, size), 99, np.float32); hit = index>=0
-    depth[hit] = interpolate(p[:,2], triangles, index[hit], w[hit])
-    q = strands@m; q[...,:2] = q[...,:2]*s+np.array([size/2, size*.45], np.float32)
-    x, y, z, _ = strand_points(q, 2.)
-    x, y = np.rint(x).astype(np.int32).ravel(), np.rint(y).astype(np.int32).ravel(); ok = (x>=0)&(x<size)&(y>=0)&(y<size)
-    np.minimum.at(depth.reshape(-1), y[ok]*size+x[ok], z.ravel()[ok])
-    return SimpleNamespace(depth=cv2.erode(depth, np.ones((3, 3))), m=m, s=s, size=size)
-
-_taps = np.array([(0, 0), (1.2, .4), (-.4, 1.2), (-1.2, -.4), (.4, -1.2), (2, -1.6), (-2, 1.6), (1.6, 2), (-1.6, -2)], np.float32)
-
-def _lit(light_map, points, bias=.035, ramp=.03, taps=9):
-    "Share of the lamp's light that reaches `points` (N, 3)"
-    q = points@light_map.m; n = light_map.size; c = q[:,:2]*light_map.s+np.array([n/2, n*.45], np.float32); lit = 0
-    for o in _taps[:taps]:
-        x, y = np.clip(np.rint(c+o).astype(np.int32), 0, n-1).T
-        lit = lit+np.clip((light_map.depth[y,x]-q[:,2]+bias)/ramp, 0, 1)
-    return (lit/taps).astype(np.float32)
-
-def _specular(n, l, view, power):
-    "Normalised Blinn highlight with Fresnel reflection"
-    h = _unit(l+view); nh, vh = np.clip(_dot(n, h), 0, 1), np.clip(_dot(view, h), 0, 1)
-    f = .035+.965*(1-vh)**5
-    return f*(power+8)/(8*np.pi)*nh**power*np.clip(n@np.asarray(l, np.float32), 0, 1)*np.pi
-
-# %% ../../nbs/30_heads.ipynb #5b1ecc8f
-def _neckline(kind, x, y, z):
-    "Decimetres below the edge of the clothes, for places on the base mesh; negative = skin"
-    front = np.clip(z, 0, 1)
-    if kind=='turtle': return 6.2-.12*front-y
-    if kind=='vneck': return 5.98-.3*front-1.5*np.clip(.34-np.abs(x), 0, 1)*np.clip(z*3-.6, 0, 1)-y
-    if kind in ('shirt', 'jacket'): return 5.95-.1*front-1.2*np.clip(.2-np.abs(x), 0, 1)*np.clip(z*3-.6, 0, 1)-y
-    return 5.95-.25*front-y
-
-def _fabric(clothes, p, edge, collar):
-    "Colour of cloth at places `p` on the base mesh: plain, striped or checked, with a seam at the edge"
-    c = np.broadcast_to(np.array(clothes['rgb'], np.float32), p.shape).copy(); second = np.array(clothes['second'], np.float32)
-    q = {'stripes': np.sin(p[:,1]*clothes['pitch'])>.2, 'check': (np.sin(p[:,1]*clothes['pitch'])>.55)|(np.sin(p[:,0]*clothes['pitch'])>.55)}.get(clothes['pattern'])
-    if q is not None: c[q] = second
-    if clothes['kind']=='turtle': c *= (.85+.15*np.sin(np.arctan2(p[:,0], p[:,2])*70))[:,None]*np.where(edge<.22, 1, .97)[:,None]
-    if clothes['kind']=='jacket': c[(np.abs(p[:,0])>.33+.5*np.clip(5.75-p[:,1], 0, 1))&~collar] = clothes['third']
-    if clothes['kind'] in ('tee', 'vneck'): c *= np.where((edge<.085)&(edge>.07), .6, 1)[:,None]
-    return c
-
-def _dress(person, b):
-    "Add a collar to the mesh: it stands around the neck and folds outward, open in front"
-    a = head_asset(); neck = (a.vertices[:,1]>5.85)&(a.vertices[:,1]<6.1); neck[np.unique(a.triangles[a.part!=8])] = False
-    v = b.v[neck]; mid = np.array([v[:,0].mean(), v[:,1].mean(), (v[:,2].min()+v[:,2].max())/2])
-    angle, r = np.arctan2(v[:,0]-mid[0], v[:,2]-mid[2]), np.hypot(v[:,0]-mid[0], v[:,2]-mid[2])
-    f = np.linspace(.2, 2*np.pi-.2, 61); bins = np.linspace(-np.pi, np.pi, 25)
-    k = np.digitize(angle, bins); ring = np.array([np.quantile(r[k==j], .5) if (k==j).any() else np.nan for j in range(1, 25)]); at = (bins[1:]+bins[:-1])/2
-    radius = np.interp((f+np.pi)%(2*np.pi)-np.pi, at[~np.isnan(ring)], ring[~np.isnan(ring)], period=2*np.pi)
-    hood = person.clothes['kind']=='hoodie'
-    near = np.exp(-(np.minimum(f, 2*np.pi-f)/.75)**2); y0 = -.1-.3*np.cos(f)*.5-.05*near
-    rows = [(.02, -.15), (.035, .12), (.05, .25-.12*near), (.085, .27-.12*near), (.13, .2-.12*near), (.2+.06*near, -.02-.26*near)]
-    if hood: rows = [(.05, -.2), (.1, 0), (.17, .1), (.26, .1), (.34, .02), (.4, -.12), (.42, -.3)]
-    rows = [(d*np.ones_like(f), h*np.ones_like(f)) for d, h in rows]
-    p = np.stack([np.stack([mid[0]+(radius+d)*np.sin(f), mid[1]+y0+h, mid[2]+(radius+d)*np.cos(f)], -1) for d, h in rows])   # (rows, 61, 3)
-    n, m = p.shape[:2]; g = np.arange(n*m).reshape(n, m)
-    t = np.concatenate([np.stack(q, -1).reshape(-1, 3) for q in ((g[:-1,:-1], g[:-1,1:], g[1:,1:]), (g[:-1,:-1], g[1:,1:], g[1:,:-1]))])
-    both = np.concatenate([t, t[:,::-1]+n*m])+len(b.v); p = np.tile(p.reshape(-1, 3), (2, 1)).astype(np.float32)
-    b.triangles = np.concatenate([a.triangles, both]); b.part = np.concatenate([a.part, np.full(len(both), 9, np.uint8)])
-    b.v = np.concatenate([b.v, p]); b.uv = np.concatenate([b.uv, np.zeros((len(p), 2), np.float32)])
-    y = p[:,1:]+7.28
-    b.fixed = np.concatenate([b.fixed, np.concatenate([np.tile(np.repeat([.5, .8, .9, .95, .9, .8] if not hood else [.4, .6, .8, .95, .95, .9, .8], m), 2)[:,None], np.full((len(p), 1), -1), p[:,:1], y], 1)]).astype(np.float32)
-    b.bend = np.concatenate([b.bend, np.zeros(len(p), np.float32)])
-
-def _eye(person, b, part, rest, gaze):
-    "Colour of the eyeballs: white, iris, pupil; and how much each point belongs to the iris"
-    out, iris = np.zeros((len(rest), 3), np.float32), np.zeros(len(rest), np.float32)
-    g = np.deg2rad(gaze); e = person.eyes; rng = np.random.default_rng([person.seed, 5])
-    fibre = cv2.resize(rng.random((6, 90), dtype=np.float32), (360, 24), interpolation=cv2.INTER_CUBIC)
-    for k in (0, 1):
-        m = part==k+1
-        if not m.any(): continue
-        toe = np.deg2rad(2)*(1 if k else -1)
-        d = _unit(rest[m]-b.eyes[k]); f = np.array([np.sin(g[0]+toe)*np.cos(g[1]), np.sin(g[1]), np.cos(g[0]+toe)*np.cos(g[1])])
-        r = np.arccos(np.clip(d@f, -1, 1))/e['iris']; side = np.cross([0, 1, 0], f); side /= np.linalg.norm(side)
-        a = np.arctan2(d@np.cross(f, side), d@side)
-        tex = fibre[np.clip(r*23, 0, 23).astype(int),((a/2/np.pi+.5)*359).astype(int)]
-        c = np.array(e['rgb'], np.float32)*(.55+.9*tex+.5*np.exp(-((r-.6)/.2)**2))[:,None]
-        c = c*(1-.75*np.clip((r-.8)/.2, 0, 1))[:,None]*np.clip((r-e['pupil'])/.1, .02, 1)[:,None]
-        red = np.clip(np.abs(d@side)*1.6-.35, 0, 1)
-        white = e['white']*np.array([1, .93, .9])*np.exp(-red[:,None]*np.array([.1, .55, .5]))
-        w = np.clip((r-.94)/.12, 0, 1)[:,None]
-        out[m] = c*(1-w)+white*w; iris[m] = 1-w[:,0]
-    return out, iris
-
-# %% ../../nbs/30_heads.ipynb #b3732c5e
+# %% ../../nbs/30_heads.ipynb #ca1d96f9
 def _turn(b, p, rot):
     "Pose strands that grow on the head (the neck takes only part of the turn)"
     w = np.clip((p[...,1:2]+7.28-5.75)/.6, 0, 1); w = w*w*(3-2*w)
@@ -299,145 +211,148 @@ def _to_picture(person, b, state, p, size):
     k = (person.distance/(person.distance-p[...,2]))*np.float32(b.scale*size); x, y = (b.place+state.shift)*size
     return np.stack([x+p[...,0]*k-.5, y-p[...,1]*k-.5, person.distance-p[...,2]], -1).astype(np.float32)
 
-def _strand_light(p, rgb, tint, layer, lamp, centre, distance, light_map, shine, dense=True):
-    "Colour (S, K, 3) of strands: soft light by the side they lie on, two highlights across the strand"
-    t = _unit(np.gradient(p, axis=1)); k = p.shape[1]
-    c = np.broadcast_to(centre, p.shape).copy(); c[...,1] = np.minimum(c[...,1], p[...,1]+.15)
-    nv = _unit(p-c); view = _unit(np.array([0, 0, distance], np.float32)-p)
-    lit = _lit(light_map, p.reshape(-1, 3), .07, .12, 3).reshape(p.shape[:2])
-    along = np.linspace(0, 1, k, dtype=np.float32)[None]
-    inner = (.3+.7*layer[:,None])*(.6+.4*along) if dense else np.ones((len(p), k), np.float32)
-    key, rim = lamp.key, lamp.rim
-    sin = lambda a: np.sqrt(np.clip(1-a*a, 0, 1))
-    direct = np.clip(nv@key*.65+.35, 0, 1)*lit*sin(t@key)*(.5+.5*inner)
-    up = nv[...,1:2]*.5+.5; around = (lamp.ground*(1-up)+lamp.sky*up)*inner[...,None]
-    fill = np.clip(nv@lamp.fill*.6+.4, 0, 1)*inner
-    back = np.clip(nv@rim*.6+.2, 0, 1)*sin(t@rim)
-    light = direct[...,None]*lamp.key_rgb*1.25+around*.9+fill[...,None]*lamp.fill_rgb+back[...,None]*lamp.rim_rgb
-    base = np.array(rgb, np.float32)*tint[:,None,None]
-    h = _unit(key+view); shift = .12*(layer[:,None]-.5); s = sin(_dot(t, h)+shift)
-    gleam = (s**90*.16+s**18*.05)*direct*shine; edge = sin(_dot(t, _unit(rim+view)))**20*back*.25*shine
-    return (base*light+gleam[...,None]*lamp.key_rgb*(.35+1.3*np.sqrt(base))+edge[...,None]*lamp.rim_rgb*(.3+base)).astype(np.float32)
+# %% ../../nbs/30_heads.ipynb #205a380e
+def _geometry(person, b, state, size):
+    "What each pixel sees: `hit` marks the skin, cloth, eyes and teeth that no scalp hair hides; the rest are lists over those pixels"
+    s = 2*size; g = SimpleNamespace(s=s, zoom=s/384, lamp=_light32(person.light))
+    g.xy, z, g.v, g.flat, g.rot = _project(person, b, state, s)
+    front = _facing(g.xy, b.triangles); tri = b.triangles[front]
+    index, w = rasterize(g.xy, z, tri, s); g.hit = index>=0
+    g.depth = np.full((s, s), 1e6, np.float32)
+    g.depth[g.hit] = interpolate(z.astype(np.float32), tri, index[g.hit], w[g.hit])
+    g.hair = _turn(b, b.hair.p, g.rot)
+    x, y, hz, g.along = strand_points(_to_picture(person, b, state, g.hair, s), 1.3)
+    g.pixel, g.point = splat(x, y, hz, g.depth)
+    g.cover = np.zeros((s, s), np.float32); g.cover.reshape(-1)[g.pixel] = 1
+    g.hit &= g.cover==0; i, w = front[index[g.hit]], w[g.hit]
+    every = np.concatenate([vertex_normals(g.v, b.triangles), g.v, g.flat, b.uv, b.fixed], 1, dtype=np.float32)
+    g.n, g.p, g.rest, g.uv, fixed = np.split(interpolate(every, b.triangles, i, w), [3, 6, 9, 11], 1)
+    g.sky, g.scalp, *g.base = fixed.T
+    g.part, g.n = b.part[i], _unit(g.n)
+    g.view = _unit(np.array([0, 0, person.distance], np.float32)-g.p)
+    g.map = _light_map(g.v, b.triangles, g.hair, g.lamp.key)
+    return g
 
-def _paint(rgb, pix, point, colors, u, opacity=1.):
-    "Colour the pixels that strands have won"
-    m = len(u); s, j = point//m, point%m; i = np.minimum(u[j].astype(int), colors.shape[1]-2); f = (u[j]-i)[:,None]
-    c = colors[s,i]*(1-f)+colors[s,i+1]*f
-    opacity = opacity*(1-.65*(u[j]/(colors.shape[1]-1))[:,None]) if opacity<1 else 1.
-    flat = rgb.reshape(-1, 3); flat[pix] = flat[pix]*(1-opacity)+c*opacity
+def _on_picture(g, values):
+    "Spread a list over pixels to a picture, zero elsewhere"
+    out = np.zeros((g.s, g.s, *values.shape[1:]), np.float32); out[g.hit] = values
+    return out
 
-def _fill(rgb, pix, point, colors, u, cover, zoom):
-    "Darker hair in the gaps between strands"
-    layer = np.zeros_like(rgb); _paint(layer, pix, point, colors, u)
-    near = cv2.GaussianBlur(cover, (0, 0), 2*zoom); a = (np.clip((near-.3)*2.6, 0, 1)*(cover==0))[...,None]
-    rgb += a*(.6*cv2.GaussianBlur(layer, (0, 0), 2*zoom)/np.maximum(near, 1e-3)[...,None]-rgb)
+def _soften(g, values, weight, sigma):
+    "Blur within the part of the picture that has `weight`"
+    blur = lambda x: cv2.GaussianBlur(_on_picture(g, x), (0, 0), sigma*g.zoom)
+    return (blur(values*weight)/np.maximum(blur(weight), 1e-3))[g.hit]
 
-# %% ../../nbs/30_heads.ipynb #eacf5f2a
+# %% ../../nbs/30_heads.ipynb #00c5b0fa
+def _surface(person, b, state, g):
+    "Add colour `albedo`, `gloss`, openness `ao`, the normal with fine relief, and masks"
+    full = _on_picture(g, g.uv); tex = lambda t: cv2.remap(t, full[...,0], full[...,1], cv2.INTER_LINEAR)[g.hit]
+    albedo, (gloss, sx, sy), (fuzz, brow, liner, lid) = tex(b.texture.albedo), tex(b.relief).T, tex(b.maps).T
+    g.skin = np.isin(g.part, (0, 7, 8)); right = _unit(np.stack([g.n[:,2], 0*g.n[:,1], -g.n[:,0]], 1))
+    g.n = np.where(g.skin[:,None], _unit(g.n-sx[:,None]*right*.35+sy[:,None]*np.cross(g.n, right)*.35), g.n)
+    hair = np.array(person.hair['rgb'], np.float32); g.dark = hair*np.float32(1-person.hair['brow_dark']*.7)
+    root = (np.clip(g.scalp/.07+.35*fuzz+.3, 0, 1)*(g.part==0))[:,None]*.88
+    albedo = albedo*(1-root)+hair*.55*root; brow = (brow*.42)[:,None]; albedo = albedo*(1-brow)+g.dark*brow
+    shut = np.where(g.rest[:,0]<0, *_closure(state)); albedo *= np.exp(-liner*person.skin['liner']*(1-.85*shut))[:,None]
+    ao = np.clip(g.sky*1.15, 0, 1); ao += np.clip(lid*1.5, 0, 1)*shut*(g.part!=8)*np.clip(.8-ao, 0, 1)
+    eye, g.iris = _eye(person, b, g.part, g.rest, state.gaze)
+    g.eye, g.teeth = np.isin(g.part, (1, 2)), np.isin(g.part, (3, 4)); albedo[g.eye] = eye[g.eye]
+    albedo[g.teeth] = [.62, .56, .46]; albedo[g.part==5] = [.36, .1, .09]; albedo[g.part==6] = [.22, .045, .04]
+    g.inside = g.teeth|np.isin(g.part, (5, 6)); lips = mesh_landmarks(g.flat)[[13, 14]].mean(0)
+    ao[g.inside] = np.exp(-4.5*np.clip(lips[2]-g.rest[g.inside,2]-.03, 0, 2))*.75
+    edge = _neckline(person.clothes['kind'], *g.base); g.cloth = (g.part==8)&(edge>0)|(g.part==9)
+    albedo[g.cloth] = _fabric(person.clothes, np.stack(g.base, 1)[g.cloth], edge[g.cloth], g.part[g.cloth]==9)
+    near = (g.part==8)&(edge<=0); ao[near] *= np.clip(.35-edge[near]*9, .35, 1)
+    under = cv2.GaussianBlur(np.roll(g.cover, int(4*g.zoom), 0), (0, 0), 7*g.zoom)[g.hit]
+    g.albedo, g.gloss, g.root, g.ao = albedo, gloss, root[:,0], ao*(1-.55*under)
+
+def _closure(state):
+    "How far the right and the left eye are shut, 0..1"
+    return [dict(state.expression).get(f'eye-{k}-closure', 0.) for k in ('right', 'left')]
+
+# %% ../../nbs/30_heads.ipynb #f0130b0d
+def _illuminate(g, softness):
+    "Light that falls on each pixel's surface, spread under the skin, and the highlights"
+    lamp, one = g.lamp, np.ones(len(g.n), np.float32)
+    lit = _soften(g, _lit(g.map, g.p, taps=6), one, .8+3.2*softness)
+    wrap = lambda d, k: np.clip((g.n@d+k)/(1+k), 0, 1)
+    light = (wrap(lamp.key, .18)*lit)[:,None]*lamp.key_rgb*1.45+wrap(lamp.fill, .35)[:,
+        None]*lamp.fill_rgb*(.4+.6*g.ao)[:,None]
+    light = light*np.where(g.inside, g.ao, 1)[:,None]+(wrap(lamp.rim, .1)*g.ao)[:,None]*lamp.rim_rgb*~g.inside[:,None]
+    up = g.n[:,1:2]*.5+.5; light += (lamp.ground*(1-up)+lamp.sky*up)*(.85*g.ao)[:,None]
+    body = (g.skin&~g.cloth).astype(np.float32)
+    soft = np.stack([_soften(g, light[:,c], body, q) for c, q in enumerate((4.5, 2., 1.2))],
+        -1)   # red travels farthest under the skin
+    g.light = np.where(body[:,None]>0, .25*light+.75*soft, light).astype(np.float32)
+    shine = (_specular(g.n, lamp.key, g.view, 14.)*.55+_specular(g.n, lamp.key, g.view, 55.)*.3)*lit
+    shine = shine[:,None]*lamp.key_rgb+_specular(g.n, lamp.rim, g.view, 14.)[:,None]*lamp.rim_rgb*.6
+    return shine*np.where(g.eye, 0, np.where(g.teeth, 1.2*g.ao, np.where(g.cloth, .15, g.gloss*(1-g.root))))[:,None]
+
+def _shade_eyes(g, color):
+    "Lids darken the eyeballs' edge; the lamp is mirrored in the cornea"
+    e = g.eye
+    if not e.any(): return
+    shade = cv2.GaussianBlur(np.roll(_on_picture(g, e), int(2*g.zoom), 0), (0, 0), 3*g.zoom)[g.hit][e]
+    color[e] *= np.clip(shade*1.3-.1, .12, 1.1)[:,None]
+    near = _unit(g.lamp.key*np.array([.55, .6, .6], np.float32)+np.array([0, .05, .45], np.float32))
+    spark = np.clip((_dot(g.n[e], _unit(near+g.view[e]))-.978)/.01, 0, 1)*(.25+.75*g.iris[e])*np.clip(shade*1.6-.3, 0,
+        1)
+    color[e] += spark[:,None]*g.lamp.key_rgb*1.1
+
+# %% ../../nbs/30_heads.ipynb #01daa86b
+def _strands(person, b, state, g, rgb):
+    "Paint brows, lashes, beard and scalp hair"
+    centre = _turn(b, np.array([[[0, .3, -.9]]], np.float32), g.rot)[0,0]
+    light = lambda p, c, tint, layer, shine, dense: _strand_light(p, c, tint, layer, g.lamp, centre, person.distance,
+        g.map, shine, dense)
+    follow = lambda f: _turn(b, f[0]+(g.flat-b.v)[f[1]][:,None], g.rot)
+    lash = lashes(mesh_landmarks(g.flat), _closure(state), person.seed, person.eyes['lashes'])
+    fine = [(follow(b.brows), g.dark, .97), (_turn(b, lash, g.rot), (.012, .01, .009), .9)]
+    if b.beard is not None: fine.append((follow(b.beard), person.hair['rgb'], .85))
+    for p, c, opacity in fine:
+        x, y, z, u = strand_points(_to_picture(person, b, state, p, g.s), 1.)
+        one = np.ones(len(p), np.float32)
+        _paint(rgb, *splat(x, y, z, g.depth, .02), light(p, c, one, one, .3, False), u, opacity)
+    colors = light(g.hair, person.hair['rgb'], b.hair.tint, b.hair.layer, person.hair['shine'], True)
+    _fill(rgb, g.pixel, g.point, colors, g.along, g.cover, g.zoom)
+    _paint(rgb, g.pixel, g.point, colors, g.along)
+
 def _draw(person, b, state, size):
     "One picture at twice the frame's `size`; see `render`"
-    s = 2*size; zoom = s/384
-    xy, z, v, flat, rot = _project(person, b, state, s)
-    front = _facing(xy, b.triangles)
-    index, w = rasterize(xy, z, b.triangles[front], s)
-    hit = index>=0; tri = b.triangles[front]
-    depth = np.full((s, s), 1e6, np.float32); depth[hit] = interpolate(z.astype(np.float32), tri, index[hit], w[hit])
-    hair = _turn(b, b.hair.p, rot); lamp = _light32(person.light)
-    hx, hy, hz, hu = strand_points(_to_picture(person, b, state, hair, s), 1.3)
-    pix, point = splat(hx, hy, hz, depth)
-    cover = np.zeros(s*s, np.float32); cover[pix] = 1; cover = cover.reshape(s, s)
-    hit &= cover==0; i, w = front[index[hit]], w[hit]
-    every = np.concatenate([vertex_normals(v, b.triangles), v, flat, b.uv, b.fixed], 1, dtype=np.float32)
-    n, p, rest, uv, (ao, scalp, bx, by, bz) = [q if k<4 else q.T for k, q in enumerate(np.split(interpolate(every, b.triangles, i, w), [3, 6, 9, 11], 1))]
-    lmap = _light_map(v, b.triangles, hair, lamp.key)
-    part, n = b.part[i], _unit(n)
-    view = _unit(np.array([0, 0, person.distance], np.float32)-p)
-    full = np.zeros((s, s, 2), np.float32); full[hit] = uv
-    tex = lambda t: cv2.remap(t, full[...,0], full[...,1], cv2.INTER_LINEAR)[hit]
-    albedo, (gloss, sx, sy), (fuzz, brow, liner, lid) = tex(b.texture.albedo), tex(b.relief).T, tex(b.maps).T
-    skin = (part==0)|(part==8)|(part==7)
-    right = _unit(np.stack([n[:,2], 0*n[:,1], -n[:,0]], 1))
-    n = np.where(skin[:,None], _unit(n-sx[:,None]*right*.35+sy[:,None]*np.cross(n, right)*.35), n)
-    dark = np.array(person.hair['rgb'], np.float32)*np.float32(1-person.hair['brow_dark']*.7)
-    root = (np.clip(scalp/.07+.35*fuzz+.3, 0, 1)*(part==0))[:,None]*.88
-    albedo = albedo*(1-root)+np.array(person.hair['rgb'], np.float32)*.55*root
-    brow = (brow*.42)[:,None]; albedo = albedo*(1-brow)+dark*brow
-    eye, iris = _eye(person, b, part, rest, state.gaze)
-    is_eye = (part==1)|(part==2); albedo[is_eye] = eye[is_eye]
-    teeth = (part==3)|(part==4)
-    albedo[teeth] = [.62, .56, .46]; albedo[part==5] = [.36, .1, .09]; albedo[part==6] = [.22, .045, .04]
-    ao = np.clip(ao*1.15, 0, 1)
-    inside = teeth|(part==5)|(part==6)
-    lips = mesh_landmarks(flat)[[13, 14]].mean(0)
-    ao[inside] = np.exp(-4.5*np.clip(lips[2]-rest[inside,2]-.03, 0, 2))*.75
-    edge = _neckline(person.clothes['kind'], bx, by, bz)
-    cloth = (part==8)&(edge>0)|(part==9)
-    albedo[cloth] = _fabric(person.clothes, np.stack([bx, by, bz], 1)[cloth], edge[cloth], part[cloth]==9)
-    near = (part==8)&(edge<=0); ao[near] *= np.clip(.35-edge[near]*9, .35, 1)
-    shut = [dict(state.expression).get(f'eye-{k}-closure', 0.) for k in ('right', 'left')]
-    albedo *= np.exp(-liner*person.skin['liner']*(1-.85*np.where(rest[:,0]<0, *shut)))[:,None]
-    lid = np.clip(lid*1.5, 0, 1)*np.where(rest[:,0]<0, *shut)*(part!=8); ao = ao+lid*np.clip(.8-ao, 0, 1)
-    ao = ao*(1-.55*cv2.GaussianBlur(np.roll(cover, int(4*zoom), 0), (0, 0), 7*zoom)[hit])
-    lit = _lit(lmap, p, taps=6)
-    solid = np.zeros((s, s), np.float32); solid[hit] = 1; shade = np.zeros((s, s), np.float32); shade[hit] = lit; q = (.8+3.2*person.light.softness)*zoom
-    lit = (cv2.GaussianBlur(shade, (0, 0), q)/np.maximum(cv2.GaussianBlur(solid, (0, 0), q), 1e-3))[hit]
-    wrap = lambda d, k: np.clip((n@d+k)/(1+k), 0, 1)
-    light = (wrap(lamp.key, .18)*lit)[:,None]*lamp.key_rgb*1.45+wrap(lamp.fill, .35)[:,None]*lamp.fill_rgb*(.4+.6*ao)[:,None]
-    light = light*np.where(inside, ao, 1)[:,None]+(wrap(lamp.rim, .1)*ao)[:,None]*lamp.rim_rgb*~inside[:,None]
-    up = (n[:,1:2]*.5+.5); light += (lamp.ground*(1-up)+lamp.sky*up)*(.85*ao)[:,None]
-    body = skin&~cloth; mask = np.zeros((s, s), np.float32); mask[hit] = body
-    picture = np.zeros((s, s, 3), np.float32); picture[hit] = light*body[:,None]
-    soft = np.stack([cv2.GaussianBlur(picture[...,c], (0, 0), q*zoom)/np.maximum(cv2.GaussianBlur(mask, (0, 0), q*zoom), 1e-3) for c, q in enumerate((4.5, 2., 1.2))], -1)[hit]
-    light = np.where(body[:,None], .25*light+.75*soft, light).astype(np.float32)
-    shine = (_specular(n, lamp.key, view, 14.)*.55+_specular(n, lamp.key, view, 55.)*.3)*lit
-    shine = shine[:,None]*lamp.key_rgb+_specular(n, lamp.rim, view, 14.)[:,None]*lamp.rim_rgb*.6
-    shine = shine*np.where(is_eye, 0, np.where(teeth, 1.2*ao, np.where(cloth, .15, gloss*(1-root[:,0]))))[:,None]
-    color = albedo*light+shine
-    if is_eye.any():
-        ball = np.zeros((s, s), np.float32); ball[hit] = is_eye
-        shade = cv2.GaussianBlur(np.roll(ball, int(2*zoom), 0), (0, 0), 3*zoom)[hit]
-        color[is_eye] *= np.clip(shade*1.3-.1, .12, 1.1)[is_eye,None]
-        near = _unit(lamp.key*np.array([.55, .6, .6], np.float32)+np.array([0, .05, .45], np.float32))
-        nh = _dot(n[is_eye], _unit(near+view[is_eye]))
-        spark = np.clip((nh-.978)/.01, 0, 1)*(.25+.75*iris[is_eye])*np.clip(shade[is_eye]*1.6-.3, 0, 1)
-        color[is_eye] += spark[:,None]*lamp.key_rgb*1.1
-    bg = b.background if s==384 else cv2.resize(b.background, (s, s), interpolation=cv2.INTER_AREA)
-    rgb = bg/np.float32(b.exposure); rgb[hit] = color
-    centre = _turn(b, np.array([[[0, .3, -.9]]], np.float32), rot)[0,0]
-    follow = lambda f: _turn(b, f[0]+(flat-b.v)[f[1]][:,None], rot)
-    fine = [(follow(b.brows), dark, .97), (_turn(b, lashes(mesh_landmarks(flat), shut, person.seed, person.eyes['lashes']), rot), (.012, .01, .009), .9)]
-    if b.beard is not None: fine.append((follow(b.beard), person.hair['rgb'], .85))
-    for strands, c, opacity in fine:
-        x, y, zz, u = strand_points(_to_picture(person, b, state, strands, s), 1.)
-        q, pt = splat(x, y, zz, depth, .02)
-        one = np.ones(len(strands), np.float32)
-        _paint(rgb, q, pt, _strand_light(strands, c, one, one, lamp, centre, person.distance, lmap, .3, False), u, opacity)
-    colors = _strand_light(hair, person.hair['rgb'], b.hair.tint, b.hair.layer, lamp, centre, person.distance, lmap, person.hair['shine'])
-    _fill(rgb, pix, point, colors, hu, cover, zoom)
-    _paint(rgb, pix, point, colors, hu)
-    face = np.zeros((s, s), np.float32); face[hit] = (part<8)&(root[:,0]<.45)
-    return SimpleNamespace(rgb=rgb*np.float32(b.exposure), xy=xy, face=face, depth=depth, mean_light=float(light[part==0].mean()), hit=hit, n=n)
+    g = _geometry(person, b, state, size); _surface(person, b, state, g)
+    shine = _illuminate(g, person.light.softness); color = g.albedo*g.light+shine
+    _shade_eyes(g, color)
+    bg = b.background if g.s==384 else cv2.resize(b.background, (g.s, g.s), interpolation=cv2.INTER_AREA)
+    rgb = bg/np.float32(b.exposure); rgb[g.hit] = color
+    _strands(person, b, state, g, rgb)
+    g.rgb, g.face = rgb*np.float32(b.exposure), _on_picture(g, (g.part<8)&(g.root<.45))
+    g.mean_light = float(g.light[g.part==0].mean())
+    return g
 
+# %% ../../nbs/30_heads.ipynb #d4977851
 def render(
     person:Person,
     state:State=State(),
     size:int=192, # of the frame; everything is drawn at twice this size
 ):
-    "One frame before the camera: `rgb` (2S, 2S, 3) linear light, `depth` (2S, 2S); `landmarks` (468, 2) and `visible` (S, S) of the final frame"
+    "`rgb` (2S, 2S, 3) linear light, `depth` (2S, 2S); `landmarks` (468, 2) and `visible` (S, S) of the final frame"
     d = _draw(person, _body(person), state, size)
-    visible = cv2.resize(cv2.medianBlur(d.face.astype(np.uint8), 5).astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
+    visible = cv2.resize(cv2.medianBlur(d.face.astype(np.uint8), 5).astype(np.float32), (size, size),
+        interpolation=cv2.INTER_AREA)
     landmarks = (mesh_landmarks(d.xy)+.5)/2-.5
-    return SimpleNamespace(rgb=d.rgb, landmarks=landmarks.astype(np.float32), visible=(visible>.5).astype(np.uint8)*255, depth=d.depth)
+    return SimpleNamespace(rgb=d.rgb, landmarks=landmarks.astype(np.float32),
+        visible=(visible>.5).astype(np.uint8)*255, depth=d.depth)
 
-# %% ../../nbs/30_heads.ipynb #6d966c60
+# %% ../../nbs/30_heads.ipynb #714b6613
 def make_clip(
     seed:int, # the person
     n_frames:int=8,
-    size:int=192,
+    size:int=192, # side of the frame, pixels
     fps:int=25,
 )->Clip:
-    "Film the person `seed`: frames, landmarks and visible skin"
-    person, states = make_person(seed), None
-    states = clip_states(person, n_frames, seed)
-    shots = [render(person, s, size) for s in states]
+    "Film the person `seed`: frames, landmarks and visible face"
+    person = make_person(seed)
+    shots = [render(person, s, size) for s in clip_states(person, n_frames, seed)]
     frames = [camera(r.rgb, person.camera, np.random.default_rng([seed, 9, k])) for k, r in enumerate(shots)]
-    return Clip(f'{seed:03d}', np.stack(frames), np.stack([r.landmarks for r in shots]), np.stack([r.visible for r in shots]), fps)
+    return Clip(f'{seed:03d}', np.stack(frames), np.stack([r.landmarks for r in shots]),
+        np.stack([r.visible for r in shots]), fps)

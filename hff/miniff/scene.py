@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Light', 'make_light', 'paint', 'background']
 
-# %% ../../nbs/29e_scene.ipynb #31ef5851
+# %% ../../nbs/29e_scene.ipynb #94023350
 from dataclasses import dataclass
 
 import cv2
@@ -13,7 +13,7 @@ import numpy as np
 
 from .skin import linear, noise
 
-# %% ../../nbs/29e_scene.ipynb #34ea2fea
+# %% ../../nbs/29e_scene.ipynb #9631df12
 @dataclass(frozen=True)
 class Light:
     "Directions point from the face to the lamp (x right, y up, z to the camera); colours are linear light"
@@ -46,14 +46,15 @@ def make_light(
     return Light(_direction(side*u(8, 58), u(12, 52)), r(key), _direction(-side*u(30, 75), u(-5, 30)), r(fill),
                  _direction(-side*u(115, 155), u(5, 45)), r(rim), r(sky), r(ground), float(hard))
 
-# %% ../../nbs/29e_scene.ipynb #8614d9d7
+# %% ../../nbs/29e_scene.ipynb #a107f634
 def paint(
     rng:np.random.Generator,
     level:float, # brightness on the display, 0..1
     spread=.07, # how colourful
 )->np.ndarray: # (3,) linear light
     "Draw a believable surface colour: mostly warm or cold, seldom green or pink"
-    return linear(np.clip(level*(1+rng.normal(0, spread)*np.array([1, .15, -1.1])+rng.normal(0, spread*.35)*np.array([.6, -1, .6])), .03, .97))
+    return linear(np.clip(level*(1+rng.normal(0, spread)*np.array([1, .15, -1.1])+rng.normal(0,
+        spread*.35)*np.array([.6, -1, .6])), .03, .97))
 
 def _wall(rng, size, base):
     "Plain wall with a gradient and slight unevenness"
@@ -69,7 +70,8 @@ def background(
     rng = np.random.default_rng([seed, 31]); h, w = size; u = rng.uniform
     base = paint(rng, rng.choice([.25, .45, .6, .75])*u(.8, 1.2), .1)
     x = _wall(rng, size, base)
-    kind = rng.choice(['studio', 'room', 'shelf', 'lights', 'garden', 'window', 'panels'], p=[.2, .18, .12, .1, .14, .13, .13])
+    kind = rng.choice(['studio', 'room', 'shelf', 'lights', 'garden', 'window', 'panels'],
+        p=[.2, .18, .12, .1, .14, .13, .13])
     if kind=='studio':
         s = u(.3, .6)*w; yy, xx = np.mgrid[:h,:w]
         x *= (.55+.9*np.exp(-((xx-u(.3, .7)*w)**2+(yy-u(.3, .6)*h)**2)/(2*s*s)))[...,None].astype(np.float32)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['texture_size', 'texture_xy', 'noise', 'face_maps', 'linear', 'skin_tone', 'skin_texture', 'make_skin']
 
-# %% ../../nbs/29b_skin.ipynb #f3d13b33
+# %% ../../nbs/29b_skin.ipynb #c97bb091
 from functools import lru_cache
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ import numpy as np
 from .mesh import head_asset, mesh_landmarks
 from .raster import interpolate, rasterize
 
-# %% ../../nbs/29b_skin.ipynb #2815910d
+# %% ../../nbs/29b_skin.ipynb #de6168d9
 texture_size = (576, 896)   # rows: 3.6 dm of height; columns: 4 rad around the head's axis
 
 def texture_xy(
@@ -26,7 +26,7 @@ def texture_xy(
     angle = np.clip(np.arctan2(rest[...,0], rest[...,2]-.35), -2, 2)
     return np.stack([(angle/4+.5)*(w-1), np.clip((8.65-rest[...,1])/3.6, 0, 1)*(h-1)], -1).astype(np.float32)
 
-# %% ../../nbs/29b_skin.ipynb #2fdf39d7
+# %% ../../nbs/29b_skin.ipynb #3c28b285
 def noise(
     rng:np.random.Generator,
     shape, # (H, W)
@@ -39,7 +39,7 @@ def noise(
     x = cv2.resize(small, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC) if k>1 else small[:shape[0],:shape[1]]
     return (x-x.mean())/x.std()
 
-# %% ../../nbs/29b_skin.ipynb #92fa130d
+# %% ../../nbs/29b_skin.ipynb #3d58f536
 def _spot(xy, sx, sy=None, angle=0.):
     "Gaussian spot on the texture"
     h, w = texture_size
@@ -58,7 +58,8 @@ _brow_lines = [[107, 66, 105, 63, 70], [336, 296, 334, 293, 300]], [[55, 65, 52,
 def _lid_line(p):
     "Dark edge of the lids"
     m = np.zeros(texture_size, np.float32)
-    for k, w in (([33, 246, 161, 160, 159, 158, 157, 173, 133], 1.), ([263, 466, 388, 387, 386, 385, 384, 398, 362], 1.), ([33, 7, 163, 144, 145, 153, 154, 155, 133], .4), ([263, 249, 390, 373, 374, 380, 381, 382, 362], .4)):
+    for k, w in (([33, 246, 161, 160, 159, 158, 157, 173, 133], 1.), ([263, 466, 388, 387, 386, 385, 384, 398, 362],
+        1.), ([33, 7, 163, 144, 145, 153, 154, 155, 133], .4), ([263, 249, 390, 373, 374, 380, 381, 382, 362], .4)):
         cv2.polylines(m, [np.rint(p[k]*16).astype(np.int32)], False, w, 3, cv2.LINE_8, 4)
     return cv2.GaussianBlur(m, (0, 0), 1.2)
 
@@ -80,13 +81,20 @@ def face_maps():
     beard = _poly(np.concatenate([p[jaw]+down*np.sin(np.linspace(.2, np.pi-.2, len(jaw)))[:,None], p[top]]), 9)
     outer = [61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146]
     mouth = _poly(p[outer], 2)
-    return SimpleNamespace(p=p, lips=np.clip(cv2.GaussianBlur(cv2.morphologyEx(lips, cv2.MORPH_CLOSE, np.ones((7, 3))), (0, 0), 1)*1.3, 0, 1), rest=rest, beard=np.clip(beard*(1-mouth)*(1-.6*_spot((p[17]+p[18])/2+[0, 6], 40, 7)), 0, 1),
-        cheeks=both(50, 280, 34, 26)*.6+both(205, 425, 30, 26)*.6, nose=_spot(p[4], 26, 20)+both(64, 294, 12, 10)*.7, chin=_spot(p[199], 34, 16),
-        eyes=both(159, 386, 24, 10)+both(145, 374, 22, 7)*.5, bags=both(230, 450, 20, 6, .1), forehead=_spot(p[151], 110, 40),
-        ears=both(234, 454, 26, 50)*0, tzone=_spot(p[151], 50, 60)+_spot(p[6], 20, 60)+_spot(p[4], 26, 26), brow=sum(_poly(np.concatenate([p[u], p[l[::-1]]])+[0, 7], 2.5) for u, l in zip(_brow_lines[0], _brow_lines[1])), lid=_lid_line(p))
+    return SimpleNamespace(p=p, lips=np.clip(cv2.GaussianBlur(cv2.morphologyEx(lips, cv2.MORPH_CLOSE, np.ones((7, 3))),
+        (0, 0), 1)*1.3, 0, 1), rest=rest, beard=np.clip(beard*(1-mouth)*(1-.6*_spot((p[17]+p[18])/2+[0, 6], 40, 7)), 0,
+        1),
+        cheeks=both(50, 280, 34, 26)*.6+both(205, 425, 30, 26)*.6, nose=_spot(p[4], 26, 20)+both(64, 294, 12,
+            10)*.7, chin=_spot(p[199], 34, 16),
+        eyes=both(159, 386, 24, 10)+both(145, 374, 22, 7)*.5, bags=both(230, 450, 20, 6, .1), forehead=_spot(p[151],
+            110, 40),
+        ears=both(234, 454, 26, 50)*0, tzone=_spot(p[151], 50, 60)+_spot(p[6], 20, 60)+_spot(p[4], 26,
+            26), brow=sum(_poly(np.concatenate([p[u], p[l[::-1]]])+[0, 7], 2.5) for u,
+            l in zip(_brow_lines[0], _brow_lines[1])), lid=_lid_line(p))
 
-# %% ../../nbs/29b_skin.ipynb #41ef531a
-_tones = np.array([[246, 214, 196], [236, 194, 170], [222, 172, 142], [200, 150, 120], [170, 122, 94], [128, 88, 66], [90, 60, 46]])/255
+# %% ../../nbs/29b_skin.ipynb #edea1357
+_tones = np.array([[246, 214, 196], [236, 194, 170], [222, 172, 142], [200, 150, 120], [170, 122, 94], [128, 88, 66],
+    [90, 60, 46]])/255
 
 def linear(
     srgb, # display values in [0, 1]
@@ -100,7 +108,7 @@ def skin_tone(
     "Base colour of the skin"
     return linear([np.interp(melanin*6, np.arange(7), _tones[:,c]) for c in range(3)])
 
-# %% ../../nbs/29b_skin.ipynb #913569da
+# %% ../../nbs/29b_skin.ipynb #2bba8bc3
 def skin_texture(
     skin:dict, # see `make_skin`
     seed:int, # of the random pattern
@@ -128,16 +136,20 @@ def skin_texture(
         dots = .55+.35*np.clip(n(.8), -1.5, 2)+.15*n(6)
         s = (skin['stubble']*f.beard*np.clip(dots, 0, 2))[...,None]
         albedo = albedo*np.exp(-s*np.array([1.15, 1., .82], np.float32))
-    if skin['shadow']: albedo = albedo*np.exp(-(f.eyes*skin['shadow'])[...,None]*np.array(skin['shadow_tint'], np.float32))
+    if skin['shadow']:
+        albedo = albedo*np.exp(-(f.eyes*skin['shadow'])[...,None]*np.array(skin['shadow_tint'], np.float32))
     relief = -.75*skin['pores']*pores+.45*n(2.2)+.5*n(5)*(.4+skin['age'])
     y = np.arange(shape[0], dtype=np.float32)[:,None]
-    relief += max(skin['age']-.25, 0)*(f.forehead*4*np.sin((y+5*n(40)+3*n(14))*.42)*np.clip(.6+.6*n(25), 0, 1)+2*f.bags*np.sin(y*1.1+2*n(12)))*.6
+    relief += max(skin['age']-.25, 0)*(f.forehead*4*np.sin((y+5*n(40)+3*n(14))*.42)*np.clip(.6+.6*n(25), 0,
+        1)+2*f.bags*np.sin(y*1.1+2*n(12)))*.6
     relief -= 1.6*f.lips*np.maximum(n(1.5), 0)
-    slope = np.stack([cv2.Sobel(relief, cv2.CV_32F, 1, 0, scale=1/8), cv2.Sobel(relief, cv2.CV_32F, 0, 1, scale=1/8)], -1)
+    slope = np.stack([cv2.Sobel(relief, cv2.CV_32F, 1, 0, scale=1/8), cv2.Sobel(relief, cv2.CV_32F, 0, 1, scale=1/8)],
+        -1)
     gloss = np.clip(.65+.35*f.tzone+.15*n(20)+.9*f.lips*skin['lip_gloss']-.25*f.beard*bool(skin['stubble']), .1, 2.5)
-    return SimpleNamespace(albedo=albedo.astype(np.float32), gloss=gloss.astype(np.float32), slope=slope.astype(np.float32))
+    return SimpleNamespace(albedo=albedo.astype(np.float32), gloss=gloss.astype(np.float32),
+        slope=slope.astype(np.float32))
 
-# %% ../../nbs/29b_skin.ipynb #98efeef8
+# %% ../../nbs/29b_skin.ipynb #07d552a5
 def make_skin(
     rng:np.random.Generator,
     race:str, sex:str, old:float,
@@ -147,8 +159,12 @@ def make_skin(
     m, u = rng.uniform(lo, hi), rng.uniform
     red = np.array([.22, .75, .6])*u(.6, 1.15)*(1-.25*m)
     lipstick = sex=='female' and rng.random()<.45
-    if lipstick: red = np.array([[.2, 1.3, 1.], [.35, 1.5, 1.3], [.25, 1., .75], [.5, 1.2, .9]])[rng.integers(4)]*u(.6, 1.)
+    if lipstick:
+        red = np.array([[.2, 1.3, 1.], [.35, 1.5, 1.3], [.25, 1., .75], [.5, 1.2, .9]])[rng.integers(4)]*u(.6, 1.)
     return dict(melanin=m, flush=u(.1, .42), bags=u(0, .22)+.15*old, pores=u(.5, 1.3)*(1.2 if sex=='male' else .8),
-        freckles=float(rng.random()<.22)*u(.1, .3)*(m<.4), moles=int(rng.integers(0, 4)), age=old, lip=tuple(red.round(3)), lip_gloss=u(.2, 1.2) if lipstick else u(0, .5),
-        stubble=u(.1, .65) if sex=='male' and rng.random()<.75 else 0., shadow=u(.1, .5) if lipstick else 0., liner=u(1., 2.2) if sex=='female' else u(.5, 1.1),
+        freckles=float(rng.random()<.22)*u(.1,
+            .3)*(m<.4), moles=int(rng.integers(0, 4)), age=old, lip=tuple(red.round(3)), lip_gloss=u(.2,
+            1.2) if lipstick else u(0, .5),
+        stubble=u(.1, .65) if sex=='male' and rng.random()<.75 else 0., shadow=u(.1,
+            .5) if lipstick else 0., liner=u(1., 2.2) if sex=='female' else u(.5, 1.1),
         shadow_tint=tuple(rng.uniform(.3, 1.2, 3).round(3)))
