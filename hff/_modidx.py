@@ -168,6 +168,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'hff.miniff.build._finish': ('miniff.html#_finish', 'hff/miniff/build.py'),
                                   'hff.miniff.build._frame_numbers': ('miniff.html#_frame_numbers', 'hff/miniff/build.py'),
                                   'hff.miniff.build._make': ('miniff.html#_make', 'hff/miniff/build.py'),
+                                  'hff.miniff.build._net_file': ('miniff.html#_net_file', 'hff/miniff/build.py'),
                                   'hff.miniff.build._one_thread': ('miniff.html#_one_thread', 'hff/miniff/build.py'),
                                   'hff.miniff.build._run': ('miniff.html#_run', 'hff/miniff/build.py'),
                                   'hff.miniff.build._save_clip': ('miniff.html#_save_clip', 'hff/miniff/build.py'),

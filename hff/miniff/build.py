@@ -95,16 +95,21 @@ def _film(job):
         _save_clip(replace(clip, name=name), path)
     return ''
 
+def _net_file(out, method, person, s):
+    "Generator that makes fakes of a target: one network for the training people, another one for the rest"
+    return out/'.work'/f"{method}-{'train' if int(person)<s['people'][0] else 'rest'}.safetensors"
+
 def _train(job):
-    "Train one generator on all people"
-    out, part, names, s, seed = job
-    path = out/'.work'/f'{part}.safetensors'
+    "Train the generator of one half"
+    out, method, names, s, seed = job
+    path = _net_file(out, method, names[0], s)
     if path.is_file(): return
     from hff.miniff.generators import Nets, train_deepfakes, train_neural_textures
+    seed = 2*seed+(names[0]!='000')
     with _one_thread():
         clips = [load_clip(out/'.work/clips'/f'{n}.npz') for n in names]
-        if part=='DF': nets = Nets(swapper=train_deepfakes(clips, s['deepfakes_steps'], seed=seed))
-        else: nets = Nets(renderer=train_neural_textures(clips, s['textures_steps'], seed=seed))
+        if method=='DF': nets = Nets(swapper=train_deepfakes(clips, s['deepfakes_steps']//2, seed=seed))
+        else: nets = Nets(renderer=train_neural_textures(clips, s['textures_steps']//2, seed=seed))
         nets.save(path)
 
 def _clip_files(method, video, qualities):
@@ -122,7 +127,7 @@ def _make(job):
     from hff.miniff.generators import Nets
     with _one_thread():
         a, b = (load_clip(out/'.work/clips'/f'{n}.npz') if n else None for n in (target, source))
-        nets = Nets.load(out/'.work'/f'{method}.safetensors') if method in ('DF', 'NT') else None
+        nets = Nets.load(_net_file(out, method, target, s)) if method in ('DF', 'NT') else None
         made = a if method=='real' else forge(method, a, b, nets, seed)
         for f, q in zip(files, s['qualities']): write_video(f, made.frames, CRF[q], a.fps)
         if method=='real':
@@ -182,8 +187,9 @@ def build(
         if people: bar.total = _work(s); bar.update(sum(s['people']))
         for split, pairs in split_pairs(s['people']).items(): write_json(pairs, out/'splits'/f'{split}.json')
         names = [f'{i:03d}' for i in range(sum(s['people']))]
+        train = [(out, p, half, s, seed) for p in ('DF', 'NT') for half in (names[:s['people'][0]], names[s['people'][0]:])]
         easy, hard = ([(out, *t, s, seed) for t in _tasks(s) if (t[0] in ('DF', 'NT'))==k] for k in (False, True))
-        pmap(_run, [('train', (out, p, names, s, seed)) for p in ('DF', 'NT')]+[('make', j) for j in easy], jobs, bar=bar)
+        pmap(_run, [('train', j) for j in train]+[('make', j) for j in easy], jobs, bar=bar)
         pmap(_run, [('make', j) for j in hard], jobs, bar=bar)
         _finish(out, wanted, people, skipped)
     if skipped: print(f"{len(skipped)} of {len(skipped)+len(people)} files gave no usable face: {', '.join(list(skipped)[:5])}{' ...' if len(skipped)>5 else ''}")
@@ -191,7 +197,7 @@ def build(
 
 def _run(task): return dict(train=_train, make=_make)[task[0]](task[1])
 
-def _work(s): return sum(s['people'])+len(_tasks(s))+2
+def _work(s): return sum(s['people'])+len(_tasks(s))+4
 
 def _faces_id(faces):
     "'rendered', or a digest of the names and contents of the files"
