@@ -33,9 +33,9 @@ def make_camera(
 )->Camera: # one camera
     "Draw a camera: lens, sensor and processing"
     u, noise = rng.uniform, np.exp(rng.normal(0, .55))
-    return Camera(blur=u(.55, 1.35), shot=.00017*noise, read=.0018*noise**.5, red=u(1.5, 2.2), blue=u(1.3, 2.),
+    return Camera(blur=u(.55, 1.35), shot=float(.00017*noise), read=float(.0018*noise**.5), red=u(1.5, 2.2), blue=u(1.3, 2.),
         sharpen=u(0, .9),
-                  cast=tuple(1+np.round(rng.normal(0, [.03, .008, .04]), 4)), saturation=u(.85, 1.12), contrast=u(.1,
+                  cast=tuple((1+np.round(rng.normal(0, [.03, .008, .04]), 4)).tolist()), saturation=u(.85, 1.12), contrast=u(.1,
                       .45),
                   smooth=max(0., u(-.6, .7)), vignette=u(0, .3), edge_aware=bool(rng.random()<.6))
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['styles', 'hairline', 'make_hair', 'grow', 'brows', 'beard', 'lashes', 'strand_points', 'splat']
 
-# %% ../../nbs/29c_hair.ipynb #3b8af5ed
+# %% ../../nbs/29c_hair.ipynb #9d62f051
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 from .mesh import head_asset, mesh_landmarks
 from .skin import face_maps, linear, texture_size, texture_xy
 
-# %% ../../nbs/29c_hair.ipynb #cc5bed9d
+# %% ../../nbs/29c_hair.ipynb #ef0ae0cd
 _line = np.array([[0, 7.83], [.4, 7.85], [.7, 7.8], [.88, 7.66], [1., 7.46], [1.13, 7.22], [1.28, 7.08], [1.45, 7.3],
     [1.6, 7.38], [1.85, 7.1], [2.3, 6.68], [3.15, 6.5]])
 
@@ -30,7 +30,7 @@ def hairline(
     ear = (np.abs(rest[...,0])>.77)&(rest[...,1]<7.45)&(rest[...,2]>.02)&(rest[...,2]<.64)
     return np.where(ear, -1, d)
 
-# %% ../../nbs/29c_hair.ipynb #9303eb00
+# %% ../../nbs/29c_hair.ipynb #34805072
 def _roots(rng, v, normals, weight, n):
     "Places on the head, their normals and base places, drawn with `weight` for each triangle corner"
     a = head_asset(); t = a.triangles[a.part==0]
@@ -43,7 +43,7 @@ def _roots(rng, v, normals, weight, n):
 
 def _unit(x): return x/np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
 
-# %% ../../nbs/29c_hair.ipynb #81240689
+# %% ../../nbs/29c_hair.ipynb #c39684f3
 styles = dict( # number of strands, points, length on top, at the sides, lift, gravity, curl, stickiness to the comb direction
     buzz=dict(n=7500, k=3, top=.05, side=.035, lift=1.2, fall=0, curl=0, comb='forward'),
     crop=dict(n=6000, k=6, top=.2, side=.1, lift=.75, fall=.1, curl=.01, comb='forward'),
@@ -86,13 +86,13 @@ def make_hair(
             1.2)*(.5 if race=='african' else 1), beard=beard, brows=rng.uniform(.6, 1.1)*(1.1 if sex=='male' else .72),
         brow_dark=rng.uniform(.5, .9), brow_arch=rng.uniform(-.025, .02))
 
-# %% ../../nbs/29c_hair.ipynb #013c4560
+# %% ../../nbs/29c_hair.ipynb #81302ee1
 def _comb(kind, p, n, rest, hair, rng):
     "Wanted direction of growth at the roots"
     side = np.sign(rest[:,0]-hair['part']+rng.normal(0, .022, len(p)))[:,None]
     one = lambda *d: np.broadcast_to(np.array(d, float), p.shape)
     d = {'forward': one(.15*np.sign(hair['part']+1e-9), -.2, 1.)*1, 'back': one(.1*np.sign(hair['part']+1e-9), .15,
-        -1), 'out': n*1., 'pull': np.array([0, .25, -1.15])-p,
+        -1), 'out': n*1., 'pull': np.array([0, .2, -1.75])-p,
          'side': np.where(rest[:,2:]>.2, one(np.sign(hair['part']+1e-9), -.05, .25)*[-1, 1, 1],
              one(0, -1, -.2)), 'part': side*[.8, 0, 0]+[0, -.35, -.25]}[kind]
     low = np.clip((7.75-rest[:,1:2])/.3, 0, 1)
@@ -133,6 +133,8 @@ def grow(
     if hair['fringe']:
         f = (rest[:,2]>.8)&(np.abs(rest[:,0])<.58)
         length = np.where(f, (.28+.95*(rest[:,1]-7.85))*rng.uniform(.9, 1.05, s), length)
+    knot = np.array([0, .2, -1.75])
+    if st['comb']=='pull': length = np.linalg.norm(p-knot, axis=1)*rng.uniform(.95, 1.12, s)
     layer = rng.random(s)
     gap = (.015+.085*layer*hair['volume']*min(1, st['top']*2))*np.clip(.3+d0/.3, .3, 1)
     clump = cKDTree(rest).query(rest[rng.choice(s, max(8, s//14), replace=False)])[1]
@@ -142,6 +144,7 @@ def grow(
     for j in range(1, k):
         t = j/(k-1)
         q = out[:,j-1]+d*step
+        if st['comb']=='pull': comb = _unit(knot-q)*(.7+2*t)
         if st['top']>.12: q, nn, hit = _push_out(q, tree, v, normals, gap*min(1, .3+3*t))
         if st['comb']=='part': q = _clear_face(q, v, hair, rest, layer)
         out[:,j] = q
@@ -173,7 +176,7 @@ def _waves(rng, p, mine, amount, length, style):
     return np.stack([a*grow_, .5*b*grow_*(style in ('curls', 'afro')), b*grow_],
         -1)+np.cumsum(rng.normal(0, .004, p.shape), 1)
 
-# %% ../../nbs/29c_hair.ipynb #6c954a9a
+# %% ../../nbs/29c_hair.ipynb #c24af128
 _brow = [[107, 66, 105, 63, 70], [336, 296, 334, 293, 300]], [[55, 65, 52, 53, 46], [285, 295, 282, 283, 276]]
 _lids = [[33, 246, 161, 160, 159, 158, 157, 173, 133], [263, 466, 388, 387, 386, 385, 384, 398, 362]], [[33, 7, 163,
     144, 145, 153, 154, 155, 133], [263, 249, 390, 373, 374, 380, 381, 382, 362]]
@@ -235,7 +238,7 @@ def lashes(points, rot_closure, seed, amount):
             out.append(root[:,None]+[0, 0, .008]+(_unit(d)[:,None]*t+np.array([0, .35*lift, 0])*t*t)*m[:,None,None])
     return np.concatenate(out).astype(np.float32)
 
-# %% ../../nbs/29c_hair.ipynb #f89fd6cd
+# %% ../../nbs/29c_hair.ipynb #f2601623
 def strand_points(
     strands, # (S, K, 3) picture x, y and depth
     spacing:float=1.3, # pixels between neighbours

@@ -295,7 +295,7 @@ def _shade_eyes(g, color):
     shade = cv2.GaussianBlur(np.roll(_on_picture(g, e), int(2*g.zoom), 0), (0, 0), 3*g.zoom)[g.hit][e]
     color[e] *= np.clip(shade*1.3-.1, .12, 1.1)[:,None]
     near = _unit(g.lamp.key*np.array([.55, .6, .6], np.float32)+np.array([0, .05, .45], np.float32))
-    spark = np.clip((_dot(g.n[e], _unit(near+g.view[e]))-.978)/.01, 0, 1)*(.25+.75*g.iris[e])*np.clip(shade*1.6-.3, 0,
+    spark = np.clip((_dot(g.n[e], _unit(near+g.view[e]))-.983)/.009, 0, 1)*(.25+.75*g.iris[e])*np.clip(shade*1.6-.3, 0,
         1)
     color[e] += spark[:,None]*g.lamp.key_rgb*1.1
 
