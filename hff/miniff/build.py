@@ -139,12 +139,16 @@ def _cast(out, s, seed, faces, jobs, bar):
     "Film everybody; returns settings with the final numbers of people, origin of each person, files without a usable face"
     total = sum(s['people'])
     if faces=='rendered':
-        pmap(_film, [(out, f'{i:03d}', seed*1000+i, s['frames'], s['size'], seed) for i in range(total)], jobs, bar=bar)
+        why = pmap(_film, [(out, f'{i:03d}', seed*1000+i, s['frames'], s['size'], seed) for i in range(total)], jobs, bar=bar)
+        if any(why): raise HffError(f"Cannot render a person: {next(filter(None, why))}")
         return s, {}, {}
     files = find_photos(faces)
     files = [files[i] for i in np.random.default_rng([seed, 32]).permutation(len(files))]
-    why = pmap(_film, [(out, f'photo{i:04d}', p, s['frames'], s['size'], seed) for i, p in enumerate(files)], jobs, 'photos')
-    good = [i for i, w in enumerate(why) if not w][:total]
+    why = []
+    while len(why)<len(files) and (need := total-why.count(''))>0:
+        todo = list(enumerate(files))[len(why):len(why)+need]
+        why += pmap(_film, [(out, f'photo{i:04d}', p, s['frames'], s['size'], seed) for i, p in todo], jobs, 'photos')
+    good = [i for i, w in enumerate(why) if not w]
     people = _shares(len(good), s['people'], faces)
     for k, i in enumerate(good[:sum(people)]):
         if not (to := out/'.work/clips'/f'{k:03d}.npz').is_file(): _save_clip(replace(load_clip(out/'.work/clips'/f'photo{i:04d}.npz'), name=f'{k:03d}'), to)
