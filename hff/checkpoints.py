@@ -233,5 +233,14 @@ def _check_exportable(model, schema):
     differ = [k for k, v in FIDELITY[schema].items() if k not in ('kernel_order', 'dropout', 'idle_head') and model.sw[k]!=v]
     if differ: raise HffError(f"the {schema} schema cannot say {', '.join(f'{k}={model.sw[k]}' for k in differ)}: its readers would compute other scores")
 
-def to_author(model): return export_state(model, 'author')
-def to_deepfakebench(model): return export_state(model, 'deepfakebench')
+def to_author(
+    model:nn.Module, # two-stream network in the released form
+)->dict: # 626 tensors for `legacy_xception`
+    "State dict as the author's code writes it"
+    return export_state(model, 'author')
+
+def to_deepfakebench(
+    model:nn.Module, # two-stream network in DeepfakeBench's form
+)->dict: # 641 tensors for `legacy_xception`
+    "State dict as DeepfakeBench writes it"
+    return export_state(model, 'deepfakebench')
