@@ -122,17 +122,19 @@ def _make(job):
     out, method, target, source, s, seed = job
     video = f'{target}_{source}' if source else target
     files = [out/f for f in _clip_files(method, video, s['qualities'])]
-    if all(f.is_file() for f in files): return
+    points = out/'landmarks'/f'{target}.npz'
+    if all(f.is_file() for f in files+[points]*(method=='real')): return
     from hff.miniff.forgeries import forge
     from hff.miniff.generators import Nets
     with _one_thread():
         a, b = (load_clip(out/'.work/clips'/f'{n}.npz') if n else None for n in (target, source))
         nets = Nets.load(_net_file(out, method, target, s)) if method in ('DF', 'NT') else None
         made = a if method=='real' else forge(method, a, b, nets, seed)
-        for f, q in zip(files, s['qualities']): write_video(f, made.frames, CRF[q], a.fps)
+        for f, q in zip(files, s['qualities']):
+            if not f.is_file(): write_video(f, made.frames, CRF[q], a.fps)
         if method=='real':
-            with atomic(out/'landmarks'/f'{target}.npz') as tmp: np.savez(tmp, landmarks=a.landmarks)
-        else: write_mask_video(files[-1], made.masks, a.fps)
+            with atomic(points) as tmp: np.savez(tmp, landmarks=a.landmarks)
+        elif not files[-1].is_file(): write_mask_video(files[-1], made.masks, a.fps)
 
 # %% ../../nbs/32_miniff.ipynb #39634e0c
 def _cast(out, s, seed, faces, jobs, bar):
