@@ -126,4 +126,6 @@ def table_recipes(
     grids = dict(table3=[(m, ('F2F',), False) for m in MODELS],
                  table4=[(m, (t,), False) for t in METHODS for m in ('rgb', 'two_stream')] + [('rgb', METHODS, True)])
     if table not in grids: raise HffError(f"No runs are known for {table!r}; choose from {', '.join(grids)}")
-    return [preset_recipe(preset, model=m, train_methods=t, blank_face=b, seed=s, **settings) for s in seeds for m,t,b in grids[table]]
+    epochs = load_preset(preset)['recipe']['epochs']
+    return [preset_recipe(preset, model=m, train_methods=t, blank_face=b, seed=s, epochs=max(1, epochs//len(t)), **settings)
+            for s in seeds for m,t,b in grids[table]]
