@@ -97,7 +97,7 @@ def test_warp_moves_a_known_point(built):
     x, y = np.round(new[1]).astype(int)
     assert inside[y,x] and np.abs(at[y,x]-old[1]).max()<2.5
     ramp = np.dstack([np.tile(np.arange(160, dtype=np.float32), (160, 1))]*3)
-    assert abs(read_at(ramp, at)[y,x,0]-at[y,x,0])<1e-2
+    assert abs(read_at(ramp, at)[y,x,0]-at[y,x,0])<.1   # OpenCV reads at 1/32 of a pixel
     assert (turning(new, mesh())>0).mean()>.9
 
 

@@ -189,7 +189,7 @@ class Forgery:
     "A forged clip, where it was changed, and how it came about"
     frames:np.ndarray # (T, H, W, 3) uint8
     masks:np.ndarray # (T, H, W) uint8, 255 where a pixel may differ from the target
-    stages:dict = field(repr=False) # of frame 0: target, source, face (stage one), alpha, fitted, result
+    stages:dict = field(repr=False) # of the frame that changed most: target, source, face (stage one), alpha, fitted, result
 
 def _stage_one(method, target, source, nets, rng):
     "Faces and where they are usable"
@@ -215,13 +215,15 @@ def forge(
     rng = np.random.default_rng([seed, METHODS.index(method), zlib.crc32(target.name.encode())])
     inset, feather = rng.uniform(1, 3), rng.uniform(2, 3)
     faces, usable = _stage_one(method, target, source, nets, rng)
-    frames, masks, stages = [], [], {}
+    frames, masks, stages, most = [], [], {}, -1
     for t, (f, l, v) in enumerate(zip(target.frames, target.landmarks, target.visible)):
         alpha = feathered(outline_mask(l, f.shape[:2]) & v & usable[t], inset, feather)
         out, fitted = blend(f, faces[t], alpha, rng, colour=method in ('DF', 'FS', 'F2F'), sharpen=SHARPEN[method])
         frames.append(out); masks.append((alpha>0).astype(np.uint8)*255)
-        if t==0: stages = dict(target=f, source=f if source is None else source.frames[0], face=faces[0], alpha=alpha,
-                               fitted=np.clip(fitted, 0, 255).astype(np.uint8), result=out)
+        change = np.abs(out.astype(np.int16)-f).sum()
+        if change>most:
+            most, stages = change, dict(target=f, source=f if source is None else source.frames[t%len(source.frames)], face=faces[t], alpha=alpha,
+                                        fitted=np.clip(fitted, 0, 255).astype(np.uint8), result=out)
     return Forgery(np.stack(frames), np.stack(masks), stages)
 
 # %% ../../nbs/31c_forgeries.ipynb #5f1c0926
@@ -239,8 +241,8 @@ def show_forgery(
     axs, # eight axes
     label:str='', # written at the left
 ):
-    "Stages of a forgery's first frame"
-    x, y, w, h = cv2.boundingRect(forgery.masks[0]); m = max(w, h)//5
+    "Stages of the forgery's most changed frame"
+    x, y, w, h = cv2.boundingRect((forgery.stages['alpha']>0).astype(np.uint8)); m = max(w, h)//5
     s = {k: v[max(y-m, 0):y+h+m,max(x-m, 0):x+w+m] for k, v in forgery.stages.items()}   # around the face
     d = np.clip(4*np.abs(s['result'].astype(int)-s['target']), 0, 255)
     for ax, im in zip(axs, (s['target'], s['source'], s['face'], s['alpha'], s['result'], d, residual(s['target']), residual(s['result']))):

@@ -299,7 +299,8 @@ class MouthRenderer(nn.Module):
     ):
         super().__init__()
         self.width, w = width, width
-        block = lambda i, o, s=1: nn.Sequential(nn.Conv2d(i, o, 3, stride=s, padding=1), nn.LeakyReLU(.1), nn.Conv2d(o, o, 3, padding=1), nn.LeakyReLU(.1))
+        conv = lambda i, o, s=1: nn.Sequential(nn.Conv2d(i, o, 3, stride=s, padding=1), nn.LeakyReLU(.1))
+        block = lambda i, o, s=1: nn.Sequential(conv(i, o, s), conv(o, o))
         self.first, self.down1, self.down2 = nn.Sequential(nn.Conv2d(8, w, 3, padding=1), nn.LeakyReLU(.1)), block(w, 2*w, 2), block(2*w, 4*w, 2)
         self.up1, self.up2 = block(6*w, 2*w), nn.Sequential(nn.Conv2d(3*w, w, 3, padding=1), nn.LeakyReLU(.1))
         self.last = nn.Conv2d(w, 3, 3, padding=1)
@@ -353,7 +354,8 @@ class Nets:
     ):
         "Write both networks, whole or not at all"
         t, about = {}, {}
-        if self.swapper: about['swapper'] = dict(people=self.swapper.people, size=self.swapper.size, narrow=self.swapper.narrow, code=self.swapper.code_len)
+        n = self.swapper
+        if n: about['swapper'] = dict(people=n.people, size=n.size, narrow=n.narrow, code=n.code_len)
         if self.renderer: about['renderer'] = dict(width=self.renderer.width)
         for part in about: t.update({f'{part}.{k}': v.contiguous() for k, v in getattr(self, part).state_dict().items()})
         with atomic(path) as tmp: save_file(t, tmp, {'hff': json.dumps(about, sort_keys=True)})
