@@ -226,7 +226,8 @@ def _versions():
     "What the bytes depend on besides the settings"
     import hff
     packages = ('numpy', 'torch', 'opencv-python-headless', 'av')
-    return dict(hff=hff.__version__, python=platform.python_version(), machine=platform.machine()) | {p:importlib.metadata.version(p) for p in packages}
+    code = hashlib.sha256(b''.join(p.read_bytes() for p in sorted((Path(hff.__file__).parent/'miniff').glob('*.py')))).hexdigest()[:12]
+    return dict(hff=hff.__version__, miniff_code=code, python=platform.python_version(), machine=platform.machine()) | {p:importlib.metadata.version(p) for p in packages}
 
 def _files(root): return sorted(p.relative_to(root).as_posix() for p in root.rglob('*') if p.is_file() and not p.name.startswith(('.', 'building', 'miniff.json')) and '.work' not in p.parts)
 
