@@ -50,13 +50,15 @@ class FaceDataset(Dataset):
         first = self._picture(0)
         self.pictures = None
         if first.numel()*len(self.rows) <= memory:
-            self.pictures = torch.stack([first]+[self._picture(i) for i in range(1, len(self.rows))])
+            self.pictures = torch.empty(len(self.rows), *first.shape, dtype=torch.uint8)
+            for i in range(len(self.rows)): self.pictures.numpy()[i] = self._picture(i).numpy()
 
     def _picture(self, i):
-        im = cv2.imread(str(self.root/self.crops[i]), cv2.IMREAD_COLOR_RGB)
-        if im is None: raise HffError(f"Cannot read the crop {self.root/self.crops[i]}: extract the faces again")
+        p = self.root/self.crops[i]
+        im = cv2.imread(str(p), cv2.IMREAD_COLOR_RGB) if p.is_file() else None
+        if im is None: raise HffError(f"Cannot read the crop {p}: extract the faces again")
         if self.blank_face: im[face_hull(self.landmarks[i], im.shape[:2])>0] = 128
-        return torch.from_numpy(im).permute(2,0,1).contiguous()   # (3, H, W)
+        return torch.from_numpy(np.ascontiguousarray(im.transpose(2,0,1)))   # (3, H, W)
 
     def __len__(self): return len(self.rows)
 
