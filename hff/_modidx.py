@@ -162,6 +162,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'hff.miniff.blending.sharpen_like': ('blending.html#sharpen_like', 'hff/miniff/blending.py')},
             'hff.miniff.build': { 'hff.miniff.build._cast': ('miniff.html#_cast', 'hff/miniff/build.py'),
                                   'hff.miniff.build._clip_files': ('miniff.html#_clip_files', 'hff/miniff/build.py'),
+                                  'hff.miniff.build._code': ('miniff.html#_code', 'hff/miniff/build.py'),
                                   'hff.miniff.build._faces_id': ('miniff.html#_faces_id', 'hff/miniff/build.py'),
                                   'hff.miniff.build._files': ('miniff.html#_files', 'hff/miniff/build.py'),
                                   'hff.miniff.build._film': ('miniff.html#_film', 'hff/miniff/build.py'),

@@ -55,7 +55,7 @@ def _seeds(text):
 @miniff.command('build', epilog="Example: hff miniff build --preset smoke --out data/my-miniff")
 def miniff_build(
     preset:Preset='mini',
-    out:Annotated[str, typer.Option(help="folder to build in (default: data/miniff-PRESET-sSEED)")]='',
+    out:Annotated[str, typer.Option(help="folder to build in (default: data/miniff-PRESET-sSEED-TAG)")]='',
     seed:Annotated[int, typer.Option(help="one seed gives the same bytes")]=0,
     faces:Annotated[str, typer.Option(help="rendered, or a folder of your own photographs or videos")]='rendered',
     jobs:Jobs=0,
@@ -64,7 +64,7 @@ def miniff_build(
     from hff.miniff.build import build
     typer.echo(f"MiniFF is in {build(out or None, preset=preset, seed=seed, faces=faces, jobs=jobs or os_cores())}")
 
-@miniff.command('verify', epilog="Example: hff miniff verify data/miniff-mini-s0")
+@miniff.command('verify', epilog="Example: hff miniff verify data/my-miniff")
 def miniff_verify(
     root:Annotated[str, typer.Argument(help="folder of a built MiniFF")],
 ):

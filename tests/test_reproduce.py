@@ -100,3 +100,14 @@ def test_committed_tables_are_complete():
     assert len(t3)==24 and (t3.status=='measured').all()
     shared = t3[t3.row=='RGB'].merge(t4[(t4.row=='Xception') & (t4.train=='F2F')], on='test')
     assert len(shared)==4 and (shared.frame_auc_x==shared.frame_auc_y).all()        # one run, two tables
+
+
+def test_committed_controls():
+    "The benchmark is not solved by a trivial detector, and a network that sees no face is at chance"
+    read = lambda n: pd.read_csv(ROOT/f'figures/mini/{n}.csv')
+    trivial, blank, t4 = read('table4_trivial'), read('table4_blank'), read('table4')
+    assert set(trivial.detector)=={'colour', 'sharpness', 'filesize'} and (trivial.frame_auc-.5).abs().max()<.35
+    assert (blank.frame_auc-.5).abs().max()<.1
+    best = trivial.groupby('test').frame_auc.apply(lambda a: (a-.5).abs().max()+.5)
+    within = t4[(t4.train==t4.test) & (t4.status=='measured')]
+    assert len(within)==8 and all(r.frame_auc>best[r.test] for r in within.itertuples())

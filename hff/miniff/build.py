@@ -174,7 +174,7 @@ def _tasks(s):
 
 # %% ../../nbs/32_miniff.ipynb #696a1f24
 def build(
-    out:Path|str|None=None, # folder (default: `data_dir()/'miniff-<preset>-s<seed>'`)
+    out:Path|str|None=None, # folder (default: `data_dir()/'miniff-<preset>-s<seed>-<tag>'`, the tag stands for settings and code)
     preset:str='smoke', # smoke, mini, or a YAML file
     seed:int=0, # other people, other forgeries
     faces:str|Path='rendered', # or a folder of your own pictures or videos
@@ -183,8 +183,8 @@ def build(
 )->Path: # the folder
     "Make a MiniFF, finish one that was broken off, or find one that is complete"
     wanted = dict(settings=miniff_settings(preset, **changes), seed=seed, faces=_faces_id(faces))
-    tag = '' if faces=='rendered' and not changes else '-'+hashlib.sha256(repr(wanted).encode()).hexdigest()[:6]
-    out = Path(out) if out else data_dir()/f'miniff-{Path(preset).stem}-s{seed}{tag}'
+    tag = hashlib.sha256((repr(wanted)+_code()).encode()).hexdigest()[:6]      # other settings or newer code: another folder
+    out = Path(out) if out else data_dir()/f'miniff-{Path(preset).stem}-s{seed}-{tag}'
     if _state(out, wanted)=='complete': return out
     write_json(wanted, out/'building.json')
     s = wanted['settings']
@@ -222,12 +222,16 @@ def _state(out, wanted):
     return 'new'
 
 # %% ../../nbs/32_miniff.ipynb #9d5bb391
+def _code():
+    "Digest of the modules that make the benchmark"
+    import hff
+    return hashlib.sha256(b''.join(p.read_bytes() for p in sorted((Path(hff.__file__).parent/'miniff').glob('*.py')))).hexdigest()[:12]
+
 def _versions():
     "What the bytes depend on besides the settings"
     import hff
     packages = ('numpy', 'torch', 'opencv-python-headless', 'av')
-    code = hashlib.sha256(b''.join(p.read_bytes() for p in sorted((Path(hff.__file__).parent/'miniff').glob('*.py')))).hexdigest()[:12]
-    return dict(hff=hff.__version__, miniff_code=code, python=platform.python_version(), machine=platform.machine()) | {p:importlib.metadata.version(p) for p in packages}
+    return dict(hff=hff.__version__, miniff_code=_code(), python=platform.python_version(), machine=platform.machine()) | {p:importlib.metadata.version(p) for p in packages}
 
 def _files(root): return sorted(p.relative_to(root).as_posix() for p in root.rglob('*') if p.is_file() and not p.name.startswith(('.', 'building', 'miniff.json')) and '.work' not in p.parts)
 

@@ -236,12 +236,12 @@ def swap_faces(
                                     borderMode=cv2.BORDER_REPLICATE) for f, m in zip(y, ms)])
 
 # %% ../../nbs/31b_generators.ipynb #ed3160a2
-MOUTH_SIZE = 64   # side of the mouth cut-out, pixels
+MOUTH_SIZE = 48   # side of the mouth cut-out, half a face: the resolution at which Deepfakes paint (96 for a face)
 _LIPS = [61,146,91,181,84,17,314,405,321,375,291,409,270,269,267,0,37,39,40,185]
 _INNER = [78,95,88,178,87,14,317,402,318,324,308,415,310,311,312,13,82,81,80,191]
 
 def _mouth_radius():
-    "Elliptic distance of each landmark from the mouth, 1 at the border of the region"
+    "Elliptic distance of each landmark from the mouth, 1 where the expression ends"
     p = flat_face(); c = (p[13]+p[14])/2
     return np.hypot((p[:,0]-c[0])/.21, (p[:,1]-c[1])/.155)
 
@@ -252,8 +252,8 @@ def mouth_weight()->np.ndarray: # (468,) in [0, 1]
 def mouth_outline(
     landmarks:np.ndarray, # (468, 2)
 )->np.ndarray: # (N, 2)
-    "Landmarks inside the mouth region"
-    return landmarks[_mouth_radius()<1]
+    "Landmarks inside the region that is painted anew: the mouth and a margin around what moves"
+    return landmarks[_mouth_radius()<1.18]
 
 def mouth_frame(
     landmarks:np.ndarray, # (468, 2), pixels
@@ -292,7 +292,7 @@ def outline(
 
 # %% ../../nbs/31b_generators.ipynb #d5130e83
 class MouthRenderer(nn.Module):
-    "U-Net that corrects a rough mouth to fit its surroundings"
+    "U-Net that paints the mouth region from a coarse texture and its surroundings"
     def __init__(
         self,
         width=16, # channels at full size
@@ -304,16 +304,16 @@ class MouthRenderer(nn.Module):
         self.first, self.down1, self.down2 = nn.Sequential(nn.Conv2d(8, w, 3, padding=1), nn.LeakyReLU(.1)), block(w, 2*w, 2), block(2*w, 4*w, 2)
         self.up1, self.up2 = block(6*w, 2*w), nn.Sequential(nn.Conv2d(3*w, w, 3, padding=1), nn.LeakyReLU(.1))
         self.last = nn.Conv2d(w, 3, 3, padding=1)
-        nn.init.zeros_(self.last.weight); nn.init.zeros_(self.last.bias)   # the start is the rough picture itself
 
     def forward(
         self,
         x:Tensor, # (N, 8, S, S), from `mouth_input`
     )->Tensor: # (N, 3, S, S)
         "The painted mouth with its surroundings"
-        a = self.first(x); b = self.down1(a); c = self.down2(b)
         grow = lambda t: F.interpolate(t, scale_factor=2, mode='bilinear', align_corners=False)
-        return x[:,3:6]+self.last(self.up2(torch.cat([grow(self.up1(torch.cat([grow(c), b], 1))), a], 1)))
+        coarse = grow(F.avg_pool2d(x[:,3:6], 2))                       # the texture has half the resolution: detail is painted, not copied
+        a = self.first(torch.cat([x[:,:3], coarse, x[:,6:]], 1)); b = self.down1(a); c = self.down2(b)
+        return self.last(self.up2(torch.cat([grow(self.up1(torch.cat([grow(c), b], 1))), a], 1)))
 
 def train_neural_textures(
     clips:list, # `Clip`s
