@@ -416,6 +416,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'hff.report': { 'hff.report.beside': ('report.html#beside', 'hff/report.py'),
                             'hff.report.cells': ('report.html#cells', 'hff/report.py'),
                             'hff.report.dots': ('report.html#dots', 'hff/report.py'),
+                            'hff.report.draw_samples': ('report.html#draw_samples', 'hff/report.py'),
                             'hff.report.draw_table3': ('report.html#draw_table3', 'hff/report.py'),
                             'hff.report.draw_table4': ('report.html#draw_table4', 'hff/report.py'),
                             'hff.report.heat': ('report.html#heat', 'hff/report.py'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODEL', 'paper_values', 'measured', 'over_seeds', 'beside', 'run_index', 'cells', 'mean_draws', 'verdict', 'judge',
-           'heat', 'draw_table4', 'dots', 'draw_table3', 'write_table', 'markdown', 'write_figure']
+           'heat', 'draw_table4', 'dots', 'draw_table3', 'draw_samples', 'write_table', 'markdown', 'write_figure']
 
 # %% ../nbs/60_report.ipynb #e1b151a8
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
+from .faces import read_faces
 from .metrics import against_real, bootstrap_auc, evaluate, frame_auc, video_auc
 from .paths import HffError, asset, atomic
 from .recipe import METHODS, load_recipe
@@ -166,6 +167,25 @@ def draw_table3(
     t = t.rename(columns=dict(frame_lo='lo', frame_hi='hi'))
     for a,m in zip(axs, METHODS): dots(t[t.test==m], a)
     axs[1].legend(loc='lower left', fontsize=8)
+    return fig
+
+# %% ../nbs/60_report.ipynb #2677e7c7
+def draw_samples(
+    faces:Path|str, # folder of crops, from `hff.faces`
+    people:int=3, # rows
+): # the figure
+    "Test faces: a person in each row, the real clip, its forgeries and the control beside it"
+    t = read_faces(faces)
+    t = t[t.split.eq('test') & t.status.eq('ok')].drop_duplicates(['method', 'target'])
+    kinds = [k for k in ('real', *METHODS, 'touched') if t.method.eq(k).any()]
+    whole = t.groupby('target').method.nunique()
+    who = sorted(whole.index[whole.eq(len(kinds))])[:people]
+    if not who: raise HffError(f"{faces}: no person of the test split has a face in every class ({', '.join(kinds)})")
+    fig, axs = plt.subplots(len(who), len(kinds), figsize=(1.6*len(kinds), 1.7*len(who)), squeeze=False, layout='constrained')
+    for i,target in enumerate(who):
+        for a,k in zip(axs[i], kinds):
+            a.imshow(plt.imread(Path(faces)/t.crop[t.target.eq(target) & t.method.eq(k)].iloc[0])); a.axis('off')
+            if not i: a.set_title(k, fontsize=9)
     return fig
 
 # %% ../nbs/60_report.ipynb #5615e67c
