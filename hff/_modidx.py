@@ -387,8 +387,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'hff.models.cost': ('models.html#cost', 'hff/models.py'),
                             'hff.models.create_model': ('models.html#create_model', 'hff/models.py'),
                             'hff.models.make_head': ('models.html#make_head', 'hff/models.py'),
-                            'hff.models.model_names': ('models.html#model_names', 'hff/models.py'),
-                            'hff.models.register': ('models.html#register', 'hff/models.py'),
                             'hff.models.switches': ('models.html#switches', 'hff/models.py')},
             'hff.paths': { 'hff.paths.HffError': ('paths.html#hfferror', 'hff/paths.py'),
                            'hff.paths.asset': ('paths.html#asset', 'hff/paths.py'),

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'FIDELITY', 'MODELS', 'switches', 'Output', 'check_images', 'make_head', 'OneStream', 'TwoStream',
-           'register', 'model_names', 'create_model', 'cost']
+           'create_model', 'cost']
 
 # %% ../nbs/13_models.ipynb #af47f2bc
-from importlib import import_module
 from typing import NamedTuple
 
 import torch
@@ -121,27 +120,13 @@ class TwoStream(nn.Module):
 # %% ../nbs/13_models.ipynb #968b9b64
 MODELS = {}
 
-def register(
-    name:str, # new name
-): # decorator of `builder(backbone, pretrained, image_size, num_classes, sw) -> nn.Module`
-    "Make a builder known to `create_model`"
-    def f(builder): MODELS[name] = builder; return builder
-    return f
-
 for _n, _kw in dict(rgb=dict(residual=False), srm=dict(residual=True)).items(): MODELS[_n] = (OneStream, _kw)
 for _n, _k in dict(fusion=0, fusion_rsa=1, fusion_rsa_dcma=2, two_stream=3).items():
     MODELS[_n] = (TwoStream, dict(rsa=_k>0, dcma=_k>1, multiscale=_k>2))
 
-def model_names()->list: # sorted as registered
-    "Every name that `create_model` knows"
-    try: import_module('hff.baselines')
-    except ModuleNotFoundError as e:
-        if e.name!='hff.baselines': raise
-    return list(MODELS)
-
 # %% ../nbs/13_models.ipynb #70d2d3de
 def create_model(
-    name:str='two_stream', # a row of Table 3 or a baseline, see `model_names`
+    name:str='two_stream', # a row of Table 3, see `MODELS`
     *,
     backbone:str='legacy_xception', # timm name, see `hff.backbones`
     pretrained:bool|str=True, # ImageNet weights: True, False or a file
@@ -151,12 +136,11 @@ def create_model(
     **override, # single switches, see `CHOICES`
 )->nn.Module: # images (B, 3, H, W) in [-1, 1] -> `Output`; its `config` rebuilds it
     "A detector by name"
-    if name not in MODELS: known('model', name, model_names())
+    if name not in MODELS: known('model', name, list(MODELS))
     if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size<32 or image_size%32:
         raise HffError(f"image_size must be a multiple of 32, got {image_size!r}: try 128, 224 or 256")
     if not isinstance(num_classes, int) or num_classes<2: raise HffError(f"num_classes must be 2 or more, got {num_classes!r}")
-    sw, build, kw = switches(fidelity, **override), MODELS[name], {}
-    if isinstance(build, tuple): build, kw = build
+    sw, (build, kw) = switches(fidelity, **override), MODELS[name]
     model = build(backbone, pretrained, image_size, num_classes, sw, **kw)
     model.config = dict(name=name, backbone=backbone, fidelity=fidelity, image_size=image_size, num_classes=num_classes, **override)
     return model

@@ -123,7 +123,7 @@ def index_page(
         if not r.ok: body.append(f'<p class="bad">failed: {html.escape(r.error)}</p>')
         stem = r.notebook.split('_')[0]
         body += [f'<img src="{p.name}" alt="{p.stem}">' for p in sorted(out_dir.glob(f'{stem}*.png'))]
-        body += [f'<details><summary>{p.stem}</summary>{pd.read_csv(p).round(3).to_html(index=False, na_rep="–")}</details>' for p in sorted(out_dir.glob(f'{stem}*.csv'))]
+        body += [f'<details{" open" if p.stem.endswith("claims") else ""}><summary>{p.stem}</summary>{pd.read_csv(p).round(3).to_html(index=False, na_rep="–")}</details>' for p in sorted(out_dir.glob(f'{stem}*.csv'))]
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{_style}</style><body>{"".join(body)}</body></html>\n'
     with atomic(out_dir/'index.html') as f: f.write_text(page, encoding='utf-8')
     return out_dir/'index.html'
@@ -148,7 +148,7 @@ def reproduce(
     data = open_data(preset, data_root, jobs)
     at_once = 1 if torch.cuda.is_available() else jobs       # one training fills a GPU
     try: run_all(recipes_for(tables_of(books), preset, seeds, data.id), data.faces, runs_root(preset), jobs=at_once)
-    except HffError as e: print(f'hff: {e}; the notebooks go on with what is there')
+    except HffError as e: print(f'hff: {e}; a notebook that needs such a run tries it once more')
     os.environ['TQDM_DISABLE'] = '1'                         # for the kernels: no bars in stored outputs
     params = dict(preset=preset, seeds=list(seeds), data_root=str(data_root), out_dir=str(out_dir), jobs=at_once)
     done = []

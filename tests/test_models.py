@@ -6,7 +6,7 @@ from filling import fill, smooth_images
 
 from hff.backbones import Backbone, PACKAGED, TESTED, classifier, fit_weights, packaged_weights, part_shapes
 from hff.losses import am_softmax
-from hff.models import CHOICES, FIDELITY, MODELS, cost, create_model, model_names, switches
+from hff.models import CHOICES, FIDELITY, MODELS, cost, create_model, switches
 from hff.paths import HffError
 
 ROWS = ('rgb', 'srm', 'fusion', 'fusion_rsa', 'fusion_rsa_dcma', 'two_stream')
@@ -163,10 +163,6 @@ def test_xception_from_an_old_file(tmp_path):
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in m.net.net.state_dict().items())
     with pytest.raises(HffError, match='do not fit'): create_model('rgb', backbone='tf_efficientnet_lite0', pretrained=str(tmp_path/'x.pth'), image_size=64)
     with pytest.raises(HffError, match='No weight file'): create_model(pretrained='nowhere.pth')
-
-
-def test_baselines_register():
-    assert model_names()[:6] == list(ROWS) and set(MODELS) >= set(ROWS)
 
 
 def test_residual_stream_is_not_rescaled():

@@ -50,7 +50,7 @@ def test_finished_work_is_found_again(twice):
 
 
 def test_a_failed_notebook_does_not_stop_the_rest(twice, tmp_path):
-    "A run whose scores are damaged: both notebooks need it, both are reported, the page is written, the exit says so"
+    "A run of Table 4 whose scores are damaged: that notebook is reported, the other is made, the page is written, the exit says so"
     d, _ = twice[1]
     victim = next((d/'runs').rglob('rgb-DF-*/scores.parquet'))
     good = victim.read_bytes()
