@@ -113,12 +113,13 @@ def check_same(
 def check_values(
     sd:dict, # found tensors
     source:str='checkpoint', # named in the message
+    dead:bool=False, # may a channel be dead (variance 0, as after ReLU6)? Published networks have none
 ):
     "Raise an `HffError` at the first numbers no trained network has"
     bad = [k for k, v in sd.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad: raise HffError(f"{source} holds infinite or undefined numbers in {len(bad)} tensors: {', '.join(bad[:5])}")
-    bad = [k for k, v in sd.items() if k.endswith('running_var') and not (v>0).all()]
-    if bad: raise HffError(f"{source} has batch-norm variances that are not positive: {', '.join(bad[:5])}")
+    bad = [k for k, v in sd.items() if k.endswith('running_var') and not (v>=0 if dead else v>0).all()]
+    if bad: raise HffError(f"{source} has batch-norm variances that are {'negative' if dead else 'not positive'}: {', '.join(bad[:5])}")
 
 def stored_order(
     sd:dict, # tensors in a published schema
@@ -166,7 +167,7 @@ def _inspect(sd, meta, path, override):
     config = (meta['config'] if meta else published_config(kept, schema)) | override
     with torch.device('meta'): want = _create(config, src).state_dict()
     names = {k: rename(k, OWN, SCHEMAS[schema]) if schema in SCHEMAS else k for k in want}
-    check_same(kept, {names[k]: v for k, v in want.items()}, src); check_values(kept, src)
+    check_same(kept, {names[k]: v for k, v in want.items()}, src); check_values(kept, src, dead=schema=='hff')
     sw, two = FIDELITY[config.get('fidelity', 'author')] | config, config['name'].startswith(('fusion', 'two_stream'))
     forms = dict(kernel_order=sw['kernel_order'], fusion='z + z*a' if sw['fusion_residual'] else 'z*a') if two else {}
     rep = Report(schema, len(sd), config, dropped, overrides=override, recipe=meta.get('recipe'), size=path and path.stat().st_size,

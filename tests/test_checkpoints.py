@@ -202,3 +202,12 @@ def test_released_file():
     model = load_checkpoint(os.environ['HFF_SRM_BEST'])
     with torch.no_grad(): out = model(smooth_images())
     assert model.report.schema == 'deepfakebench' and model.report.size == 222_088_575 and out.logits.isfinite().all()
+
+
+def test_dead_channels_are_only_ours():
+    "A variance of zero is a dead channel of a network trained here, and a damaged file anywhere else; below zero is always damage"
+    from hff.checkpoints import check_values
+    zero, below = {'bn.running_var': torch.tensor([0., 1.])}, {'bn.running_var': torch.tensor([-1., 1.])}
+    check_values(zero, dead=True)
+    for sd, dead in ((zero, False), (below, True), (below, False)):
+        with pytest.raises(HffError, match='batch-norm variances'): check_values(sd, dead=dead)

@@ -42,6 +42,23 @@ def test_two_reproductions_are_equal(twice):
     assert sums[0]==sums[1] and len(sums[0])>50
 
 
+def test_trained_checkpoints_load_and_score_the_same(twice):
+    "The file of a run, through the public loader, gives the scores that the run wrote"
+    import hff
+    from hff.faces import read_faces
+    from hff.scores import read_scores, score_faces
+    d, _ = twice[0]
+    faces = next((d/'data/faces').iterdir())
+    table = read_faces(faces)
+    table = table[table.split.eq('test') & table.quality.eq('c23')].iloc[:6]
+    for name in ('rgb', 'two_stream'):
+        run = next((d/'runs').rglob(f'{name}-F2F-*/done.json')).parent
+        model = hff.load_checkpoint(run/'model.safetensors')
+        key = ['method', 'quality', 'video', 'frame']
+        both = score_faces(model, table, faces).merge(read_scores(run/'scores.parquet'), on=key, suffixes=('', '_run'))
+        assert len(both)==6 and (both.logit-both.logit_run).abs().max()<1e-4
+
+
 def test_finished_work_is_found_again(twice):
     d, _ = twice[0]
     before = {p: p.stat().st_mtime_ns for p in (d/'runs').rglob('model.safetensors')}
