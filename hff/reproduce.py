@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from .paths import HffError, atomic, data_dir, figures_dir, is_checkout, progress, root, runs_dir
+from .paths import HffError, atomic, figures_dir, is_checkout, root, runs_dir
 from .recipe import load_preset, table_recipes
 
 # %% ../nbs/61_reproduce.ipynb #4bba2deb
@@ -79,7 +79,6 @@ def plan(
     data_root:str='', # default: MiniFF
 )->pd.DataFrame: # run, status
     "The runs that are needed and whether they are finished"
-    import json
     names = {}
     for r in recipes_for(tables_of(notebooks(only)), preset, seeds):
         like = r.name.removesuffix(r.hash)

@@ -1,5 +1,5 @@
 "Video, pictures, faces, readers, torch data: what would go wrong in silence"
-import json, warnings
+import json
 from pathlib import Path
 
 import cv2, numpy as np, pandas as pd, pytest

@@ -4,7 +4,7 @@ import pytest
 import torch
 from filling import fill, smooth_images
 
-from hff.backbones import Backbone, PACKAGED, TESTED, classifier, fit_weights, packaged_weights, part_shapes
+from hff.backbones import Backbone, PACKAGED, TESTED, classifier, packaged_weights, part_shapes
 from hff.losses import am_softmax
 from hff.models import CHOICES, FIDELITY, MODELS, cost, create_model, switches
 from hff.paths import HffError
@@ -163,6 +163,12 @@ def test_xception_from_an_old_file(tmp_path):
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in m.net.net.state_dict().items())
     with pytest.raises(HffError, match='do not fit'): create_model('rgb', backbone='tf_efficientnet_lite0', pretrained=str(tmp_path/'x.pth'), image_size=64)
     with pytest.raises(HffError, match='No weight file'): create_model(pretrained='nowhere.pth')
+
+
+def test_names_are_the_rows_of_table_3():
+    "A recipe knows the same names as the factory, in the order of the table"
+    from hff.recipe import MODELS as NAMES
+    assert tuple(MODELS)==ROWS==NAMES
 
 
 def test_residual_stream_is_not_rescaled():
