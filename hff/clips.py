@@ -125,13 +125,13 @@ def kind_of(
 def sample(
     path:Path|str, # of a clip
     n:int, # frames wanted, evenly spaced
-    f:Callable=lambda image: image, # what to do with each image (H, W, 3) uint8 RGB
+    f:Callable=lambda i, image: image, # what to do with frame number `i`, an image (H, W, 3) uint8 RGB
     listed=(), # names of the frames that ought to be there (folders and LMDB); default: those that are
 )->tuple: # frame numbers, list of the answers of `f`; in place of a frame that can't be read, an `HffError`
     "Map over evenly spaced frames of whatever lies at `path`; a clip that gives no frame at all is a `BadVideo`"
     p, kind = Path(path), kind_of(path)
     if kind=='video': return sample_video(p, n, f)
-    if kind=='picture': return np.array([0]), [_try(read_picture, p, f)]
+    if kind=='picture': return np.array([0]), [_try(read_picture, p, f, 0)]
     if not kind and not listed: raise BadVideo(p, 'no file')
     where, names = (lmdb_folder(p) if kind=='lmdb' else (p, '')), None
     if kind=='lmdb': names = lmdb_names(*where)
@@ -140,15 +140,15 @@ def sample(
     if not files: raise BadVideo(p, 'no frame')
     numbers = np.array(list(files))[frame_indices(len(files), n)]
     read = (lambda name: _from_lmdb(*where, name)) if kind=='lmdb' else (lambda name: read_picture(p/name))
-    return numbers, [_try(read, files[i], f) for i in numbers]
+    return numbers, [_try(read, files[i], f, i) for i in numbers.tolist()]
 
 def _from_lmdb(folder, inside, name):
     value = lmdb_get(folder, f'{inside}/{name}')
     if value is None: raise HffError(f"No picture {inside}/{name} in {folder}")
     return read_picture(value)
 
-def _try(read, name, f):
+def _try(read, name, f, i):
     "The answer for one picture, or the error that came instead"
     try: image = read(name)
     except HffError as e: return e
-    return f(image)
+    return f(i, image)

@@ -78,7 +78,7 @@ def trivial_scores(
     return check_scores(b.assign(logit=z, score=1/(1+np.exp(-z)), status='ok'))
 
 def trivial_table(
-    faces:Path|str, # folder of crops, from `hff.faces`
+    faces:Path|str, # folder of crops, from `hff.extract`
     data_root:Path|str|None=None, # the videos, for their file sizes; None leaves that detector out
     manifest:pd.DataFrame|None=None, # one row per video (default: read as FaceForensics++)
     quality:str='c23', # compression

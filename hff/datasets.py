@@ -34,7 +34,7 @@ def face_hull(
 class FaceDataset(Dataset):
     "Crops of a table of faces as `(picture (3, H, W) uint8, label, row)`"
     def __init__(self,
-        table:pd.DataFrame, # faces, one row per frame (see `hff.faces`)
+        table:pd.DataFrame, # faces, one row per frame (see `hff.extract`)
         root:Path|str, # folder of the crops, with `landmarks.npy` and `faces.parquet`
         blank_face:bool=False, # paint the face over (a control)
         memory:float=1e9, # bytes of pictures to keep decoded; 0 = decode on demand

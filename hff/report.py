@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from .faces import read_faces
+from .extract import read_faces
 from .metrics import against_real, bootstrap_auc, evaluate, frame_auc, video_auc
 from .paths import HffError, asset, atomic
 from .recipe import METHODS, load_recipe
@@ -171,7 +171,7 @@ def draw_table3(
 
 # %% ../nbs/60_report.ipynb #2677e7c7
 def draw_samples(
-    faces:Path|str, # folder of crops, from `hff.faces`
+    faces:Path|str, # folder of crops, from `hff.extract`
     people:int=3, # rows
 ): # the figure
     "Test faces: a person in each row, the real clip, its forgeries and the control beside it"

@@ -32,7 +32,7 @@ def open_data(
     "Build or find the data of a preset and cut out the faces"
     p = load_preset(preset)
     if not data_root and 'miniff' not in p: raise HffError(f"Preset {preset!r} needs your own data: give --data-root, the root of a FaceForensics++ tree (c23)")
-    from hff.faces import extract_faces
+    from hff.extract import extract_faces
     from hff.sources import read_ffpp
     if not data_root: from hff.miniff.build import build
     tree = Path(data_root) if data_root else build(preset=preset, jobs=jobs)

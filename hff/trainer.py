@@ -301,7 +301,7 @@ class _Run:
 # %% ../nbs/40_trainer.ipynb #20c70fbc
 def train(
     recipe:Recipe, # what to do
-    faces:Path|str, # folder of crops with `faces.parquet`, from `hff.faces`
+    faces:Path|str, # folder of crops with `faces.parquet`, from `hff.extract`
     run_root:Path|str, # parent of the run folder
     show:bool=True, # a progress bar
 )->Path: # run folder, finished

@@ -6,7 +6,9 @@ import cv2, numpy as np, pandas as pd, pytest
 from PIL import Image
 
 from hff.datasets import FaceDataset, epoch_batches
-from hff.faces import BOX, extract_faces, find_landmarks, read_faces, read_picture, square_box
+from hff.clips import read_picture
+from hff.extract import BOX, extract_faces, read_faces
+from hff.faces import find_landmarks, square_box
 from hff.manifest import check_manifest, identity_leaks
 from hff.paths import HffError, sha256
 from hff.sources import FFPP_FOLDERS, read_ffpp

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np, pytest
 
 from hff.datasets import FaceDataset, face_hull
-from hff.faces import extract_faces, read_faces
+from hff.extract import extract_faces, read_faces
 from hff.manifest import identity_leaks
 from hff.miniff.build import FAKES, build, content_id, leaks, verify
 from hff.paths import HffError, read_json, sha256

