@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'MODELS', 'Recipe', 'make_recipe', 'load_recipe', 'load_preset', 'preset_recipe', 'table_recipes']
 
 # %% ../nbs/01_recipe.ipynb #30fbc125
-import hashlib, json, math
+import hashlib, json, math, re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from .paths import HffError, read_json
 # %% ../nbs/01_recipe.ipynb #7886eb4d
 METHODS = ('DF', 'F2F', 'FS', 'NT')   # Deepfakes, Face2Face, FaceSwap, NeuralTextures
 MODELS = ('rgb', 'srm', 'fusion', 'fusion_rsa', 'fusion_rsa_dcma', 'two_stream')   # the rows of Table 3
-_choices = dict(model=MODELS, quality=('raw', 'c23', 'c40'), optimizer=('adam', 'adamw'), schedule=('one_cycle', 'constant'),
+_choices = dict(model=MODELS, quality=('raw', 'c23', 'c40', ''), optimizer=('adam', 'adamw'), schedule=('one_cycle', 'constant'),
                 loss=('am_softmax', 'cross_entropy'), select=('val_video_auc', 'last'), fidelity=('author', 'deepfakebench', 'paper'))
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Recipe:
     switches:dict = field(default_factory=dict)   # single differences from that reading
     image_size:int = 256                  # pixels, a multiple of 32
     train_methods:tuple = ('F2F',)        # manipulations to learn from, beside the real videos
-    quality:str = 'c23'                   # raw, c23 (HQ), c40 (LQ)
+    quality:str = 'c23'                   # raw, c23 (HQ), c40 (LQ), or empty where a data set states none
     frames:int = 32                       # per video, evenly spaced
     epochs:int = 10
     batch_size:int = 32
@@ -40,12 +40,14 @@ class Recipe:
     weight_decay:float = 0.
     schedule:str = 'constant'             # or one_cycle
     augment:tuple = ('flip', 'shift')
+    balanced:bool = True                  # half of every batch is real; False: as the data come
     loss:str = 'am_softmax'               # or cross_entropy
     margin:float = .5                     # of AM-Softmax, in cosine
     scale:float = 30.                     # of AM-Softmax
     select:str = 'val_video_auc'          # which epoch is kept: best on validation, or the last
     blank_face:bool = False               # control: paint the face grey, only the surroundings remain
     data:str = ''                         # content id of the data set
+    crop:dict = field(default_factory=dict)   # how its faces were cut out, see `hff.extract`
     seed:int = 0
 
     def __post_init__(self):
@@ -59,17 +61,21 @@ class Recipe:
     def name(self):
         "Folder name of the run: readable first, unique last"
         blank = '-blank' if self.blank_face else ''
-        return f"{self.model}-{'+'.join(self.train_methods)}{blank}-{self.quality}-s{self.seed}-{self.hash}"
+        return f"{self.model}-{'+'.join(self.train_methods)}{blank}-{self.quality or 'any'}-s{self.seed}-{self.hash}"
 
 # %% ../nbs/01_recipe.ipynb #3d76eb21
+_long = dict(Deepfakes='DF', Face2Face='F2F', FaceSwap='FS', NeuralTextures='NT', FaceShifter='FSh')   # names that people write
+
 def _check(
     r, # a recipe
 ):
     "Raise `HffError` at the first field that can't be right"
     for k,known in _choices.items():
         if getattr(r, k) not in known: raise HffError(f"Recipe: {k}={getattr(r, k)!r} is not known; choose from {', '.join(known)}")
-    if bad := [m for m in r.train_methods if m not in METHODS] or not r.train_methods:
-        raise HffError(f"Recipe: train_methods={list(r.train_methods)} {'is empty' if bad is True else f'has unknown {bad}'}; choose from {', '.join(METHODS)}")
+    if not r.train_methods: raise HffError(f"Recipe: train_methods is empty; choose from {', '.join(METHODS)}, or a method of your own data")
+    for m in r.train_methods:
+        if m in _long: raise HffError(f"Recipe: train_methods has {m!r}, which is written {_long[m]} here")
+        if not isinstance(m, str) or not re.fullmatch(r'[A-Za-z][\w-]*', m) or m in ('real', 'touched'): raise HffError(f"Recipe: train_methods has {m!r}, no manipulation; choose from {', '.join(METHODS)}, or a method of your own data")
     if r.image_size%32 or r.image_size<=0: raise HffError(f"Recipe: image_size={r.image_size} must be a positive multiple of 32")
     for k in ('frames', 'epochs', 'batch_size'):
         if not isinstance(getattr(r, k), int) or getattr(r, k)<1: raise HffError(f"Recipe: {k}={getattr(r, k)!r} must be a whole number of at least 1")
@@ -105,7 +111,7 @@ def load_preset(
         raise HffError(f"No preset {name!r}; choose from {known}, or give the path of a YAML file")
     try: d = yaml.safe_load(p.read_text(encoding='utf-8'))
     except yaml.YAMLError as e: raise HffError(f"{p} is not valid YAML: {e}") from e
-    if not isinstance(d, dict) or 'recipe' not in d: raise HffError(f"{p}: a preset needs a `recipe` section")
+    if not isinstance(d, dict) or not isinstance(d.get('recipe'), dict): raise HffError(f"{p}: a preset needs a `recipe` section")
     return d
 
 def preset_recipe(
@@ -113,7 +119,8 @@ def preset_recipe(
     **settings, # fields to change: `model`, `train_methods`, `seed`, `data`
 )->Recipe: # ready to train
     "The preset's recipe with some fields changed"
-    return make_recipe(**{**load_preset(name)['recipe'], **settings})
+    p = load_preset(name)
+    return make_recipe(**{**p['recipe'], 'crop': p.get('crop') or {}, **settings})
 
 # %% ../nbs/01_recipe.ipynb #d5d7f3b6
 def table_recipes(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['spread_frames', 'split_faces', 'lr_at', 'steady', 'seed_of', 'locked', 'save_state', 'load_state', 'batches_of',
-           'train_epoch', 'validate', 'is_better', 'build_model', 'make_optimizer', 'train', 'run_all']
+           'train_epoch', 'validate', 'is_better', 'build_model', 'make_optimizer', 'train', 'score_checkpoint',
+           'run_all']
 
 # %% ../nbs/40_trainer.ipynb #d7812a66
 import io, json, math, os, platform, signal, subprocess, sys, time
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from .datasets import FaceDataset, augment, epoch_batches, normalise
 from .losses import make_loss
-from .manifest import read_table
+from .manifest import read_table, select
 from .metrics import frame_auc, video_auc
 from .paths import HffError, atomic, progress, read_json, write_json
 from .recipe import Recipe, make_recipe
@@ -124,8 +125,8 @@ def batches_of(
     labels, # (n,) 0 or 1
     epoch:int, # from 0
 )->list: # arrays of item numbers
-    "Balanced batches of one epoch"
-    return epoch_batches(len(labels), recipe.batch_size, recipe.seed, epoch, labels=labels)
+    "Batches of one epoch, balanced if the recipe says so"
+    return epoch_batches(len(labels), recipe.batch_size, recipe.seed, epoch, labels=labels if recipe.balanced else None)
 
 def train_epoch(
     model, # prepared by `accelerator`
@@ -221,10 +222,18 @@ def _open(
     parts = split_faces(recipe, faces)
     if recipe.data and (faces/'faces.json').is_file() and recipe.data not in (faces.name, found := read_json(faces/'faces.json')['id']):
         raise HffError(f"{faces} holds the data {found}, the recipe is for {recipe.data}: make the recipe with data={found!r}, or give the right folder")
+    _same_crops(recipe, faces)
     data = FaceDataset(parts['train'], faces, blank_face=recipe.blank_face)
     if (size := tuple(data.picture(0).shape[1:])) != (recipe.image_size,)*2:
         raise HffError(f"{faces}: crops are {size[1]} x {size[0]} pixels, the recipe wants {recipe.image_size}; extract the faces with that size")
     return parts, data
+
+def _same_crops(recipe, faces):
+    "Crops that were cut otherwise than the recipe says are other data"
+    if not recipe.crop or not (faces/'faces.json').is_file(): return
+    made = read_json(faces/'faces.json')
+    if differ := [f'{k}={made[k]!r}, not {v!r}' for k, v in recipe.crop.items() if k in made and made[k]!=v]:
+        raise HffError(f"{faces}: the crops were made with {'; '.join(differ)}: extract the faces as the recipe says, or make the recipe for these")
 
 def _score(
     model, # on the accelerator's device
@@ -268,18 +277,21 @@ class _Run:
         loss = train_epoch(self.net, self.optimizer, self.data, self.recipe, self.epoch, self.accelerator, step=lambda n: self.meter(3*n))
         if self.accelerator.num_processes>1:
             for b in self.model.buffers(): torch.distributed.broadcast(b, 0)   # batch-norm statistics: the main process's
-        seen = validate(self.scores('val'), self.recipe)
+        scores = self.scores('val')
+        seen = validate(scores, self.recipe)
         self.epoch += 1
         self.log.append(dict(epoch=self.epoch, train_loss=loss, **seen, lr=self.optimizer.param_groups[0]['lr'], seconds=round(time.time()-t, 1)))
         better = is_better(seen, self.best, self.recipe.select)
         if better: self.best = dict(epoch=self.epoch, **seen)
-        if self.main: self.write(better)
+        if self.main: self.write(scores if better else None)
         self.accelerator.wait_for_everyone()
 
-    def write(self, better):
-        "Weights when they are the best so far, log, state: in this order"
+    def write(self, best):
+        "Weights and validation scores when they are the best so far, log, state: in this order"
         from hff.checkpoints import save_checkpoint
-        if better: save_checkpoint(self.model, self.run/'model.safetensors', recipe=self.recipe)
+        if best is not None:
+            save_checkpoint(self.model, self.run/'model.safetensors', recipe=self.recipe)
+            write_scores(best, self.run/'val_scores.parquet')
         with atomic(self.run/'log.csv') as tmp: pd.DataFrame(self.log).to_csv(tmp, index=False, float_format='%.6g', lineterminator='\n')
         save_state(dict(model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), epoch=self.epoch, log=self.log, best=self.best), self.run/'state.pt')
 
@@ -326,6 +338,29 @@ def _tidy(
 ):
     "Remove the half-written files of a process that was killed"
     for p in run.glob('.*.tmp*'): p.unlink(missing_ok=True)
+
+# %% ../nbs/40_trainer.ipynb #040b045b
+def score_checkpoint(
+    checkpoint, # file, or a run's folder
+    faces:Path|str, # folder of crops of any data set
+    split:str='test', # which rows: test, val, train, or all
+    frames:int|None=None, # at most so many of each video (default: all that were cut out)
+    show:bool=True, # a progress bar
+)->pd.DataFrame: # score table, one row per frame; `attrs['differs']` says which crop settings are not those of training
+    "p(fake) of the faces of another data set"
+    from hff.checkpoints import load_checkpoint
+    path, faces = Path(checkpoint), Path(faces)
+    model, t = load_checkpoint(path/'model.safetensors' if path.is_dir() else path), read_table(faces/'faces.parquet')
+    t = select(t, split=split) if split!='all' else t
+    if frames: t = spread_frames(t, frames)
+    made = read_json(faces/'faces.json') if (faces/'faces.json').is_file() else {}
+    if made.get('size', model.image_size)!=model.image_size: raise HffError(f"{faces}: crops are {made['size']} pixels, the network wants {model.image_size}: extract the faces with that size")
+    bar = progress(total=len(t), desc='scores') if show else None
+    was = getattr(model.report, 'recipe', None) or {}
+    s = score_faces(model, t, faces, workers=min(4, (os.cpu_count() or 2)-1), step=bar and bar.update)
+    s.attrs['differs'] = [f'{k}: {made[k]} here, {v} in training' for k, v in (was.get('crop') or {}).items() if k in made and made[k]!=v]
+    if bar is not None: bar.close()
+    return s
 
 # %% ../nbs/40_trainer.ipynb #c4027a19
 def _job():
