@@ -57,32 +57,42 @@ class FaceDataset(Dataset):
             every = read_table(self.root/'faces.parquet').crop
             at = pd.Series(np.arange(len(every)), index=every)
             self.landmarks = np.load(self.root/'landmarks.npy', mmap_mode='r')[at[self.crops].to_numpy()]
-        first = self._picture(0)
         self.pictures = None
-        if first.numel()*len(self.rows) <= memory:
-            self.pictures = torch.empty(len(self.rows), *first.shape, dtype=torch.uint8)
-            for i in range(len(self.rows)): self.pictures.numpy()[i] = self._picture(i).numpy()
+        if memory and self._pixels(0).nbytes*len(self.rows) <= memory: self.pictures = self._decoded(range(len(self.rows)))
 
-    def _picture(self, i):
+    def _pixels(self, i):
+        "Item `i` as (H, W, 3)"
         p = self.root/self.crops[i]
         try: im = read_crop(p)
         except HffError as e: raise HffError(f"Cannot read the crop {p}: extract the faces again") from e
         if self.blank_face: im[face_hull(self.landmarks[i], im.shape[:2])>0] = 128
-        return torch.from_numpy(np.ascontiguousarray(im.transpose(2,0,1)))   # (3, H, W)
+        return im
+
+    def _decoded(self, idx):
+        "Items as (N, H, W, 3), each decoded into its place"
+        out = None
+        for k, i in enumerate(map(int, idx)):
+            im = self._pixels(i)
+            if out is None: out = np.empty((len(idx), *im.shape), np.uint8)
+            if im.shape!=out.shape[1:]: raise HffError(f"{self.root/self.crops[i]} is {im.shape[1]}x{im.shape[0]} pixels, others {out.shape[2]}x{out.shape[1]}: extract them with one size")
+            out[k] = im
+        return torch.from_numpy(out)
 
     def __len__(self): return len(self.rows)
 
     def __getitem__(self, i): return self.picture(i), self.labels[i], int(self.rows[i])
 
-    def picture(self, i): return self._picture(i) if self.pictures is None else self.pictures[i]
+    def __getitems__(self, idx): return self.batch(idx)      # a loader asks for a whole batch at once
+
+    def picture(self, i): return torch.from_numpy(np.ascontiguousarray(self._pixels(i).transpose(2,0,1))) if self.pictures is None else self.pictures[i].permute(2,0,1).contiguous()
 
     def batch(self,
         idx, # item numbers
     )->tuple: # (B, 3, H, W) uint8, (B,) int64 labels, (B,) int64 rows
         "Several items at once"
         idx = torch.as_tensor(np.asarray(idx))
-        x = torch.stack([self._picture(int(i)) for i in idx]) if self.pictures is None else self.pictures[idx]
-        return x, self.labels[idx], torch.from_numpy(self.rows)[idx]
+        x = self._decoded(idx) if self.pictures is None else self.pictures[idx]
+        return x.permute(0,3,1,2), self.labels[idx], torch.from_numpy(self.rows)[idx]
 
 # %% ../nbs/24_datasets.ipynb #818cc0a1
 def augment(
@@ -111,7 +121,7 @@ def normalise(
     batch:Tensor, # uint8
 )->Tensor: # float32 in [-1, 1]
     "What every network of this package takes"
-    return batch.float()/127.5-1
+    return batch.float().div_(127.5).sub_(1)
 
 # %% ../nbs/24_datasets.ipynb #0223f3c6
 def epoch_batches(

@@ -36,6 +36,7 @@ def check_manifest(
     _refuse(m, ~m.label.isin([0,1]), 'a label that is neither 0 (real) nor 1 (fake)')
     _refuse(m, ~m.quality.isin(QUALITIES), f"a quality that is none of {', '.join(QUALITIES[:3])} or empty")
     _refuse(m, m.split.eq('') | m.video.eq(''), 'no split or no video name')
+    for c in IDENTITY: _refuse(m, m[c].str.contains(_ELSEWHERE+r'|(?:^|/)\.(?:/|$)'), f'a {c} that would lead out of a folder')
     for c in ('path', 'mask'):
         if c in m: _refuse(m, m[c].str.contains(_ELSEWHERE), f'a {c} that is not relative to the data root with "/"')
     return m
@@ -103,13 +104,20 @@ def write_manifest(
     path:Path|str, # `.parquet` to write
 )->Path: # `path`
     "Check, sort by identity, write"
-    return write_table(check_manifest(m).sort_values(IDENTITY, ignore_index=True), path)
+    m = check_manifest(m).sort_values(IDENTITY, ignore_index=True)
+    with atomic(path) as tmp: pq.write_table(_checked(pa.Table.from_pandas(m, preserve_index=False)), tmp)
+    return Path(path)
+
+def _checked(table):
+    "Say in the file that its rows were checked: a million need not be gone through at each opening"
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), b'hff': b'checked manifest'})
 
 def read_manifest(
     path:Path|str, # what `write_manifest` wrote
 )->pd.DataFrame: # checked
-    "Read and check"
-    return check_manifest(read_table(path))
+    "Read, and check what another program wrote"
+    m = read_table(path)
+    return m if (pq.read_schema(path).metadata or {}).get(b'hff')==b'checked manifest' and set(COLUMNS)<=set(m) else check_manifest(m)
 
 # %% ../nbs/22_manifest.ipynb #1909b9ac
 def write_rows(
@@ -124,7 +132,7 @@ def write_rows(
             while part := list(islice(rows, piece)):
                 m = check_manifest(pd.DataFrame.from_records(part))
                 seen.append(pd.util.hash_pandas_object(_key(m), index=False).to_numpy())
-                table = pa.Table.from_pandas(m, preserve_index=False, schema=writer and writer.schema)
+                table = _checked(pa.Table.from_pandas(m, preserve_index=False, schema=writer and writer.schema))
                 writer = writer or pq.ParquetWriter(tmp, table.schema)
                 writer.write_table(table)
         finally:

@@ -74,8 +74,9 @@ def score_images(
 # %% ../nbs/41_scores.ipynb #90e9f474
 class _Crops(FaceDataset):
     "Crops where an unreadable one is an empty tensor and not an exception"
-    def _picture(self, i):
-        try: return super()._picture(i) if (self.root/self.crops[i]).is_file() else torch.empty(0)
+    __getitems__ = None     # one by one
+    def picture(self, i):
+        try: return super().picture(i)
         except HffError: return torch.empty(0)
 
 def score_faces(

@@ -136,4 +136,4 @@ def test_half_written_files_of_a_killed_run_go_away(faces, tmp_path, tiny):
     (tmp_path/recipe.name).mkdir()
     (tmp_path/recipe.name/'.state.99.tmp.pt').write_bytes(b'half')
     train(recipe, faces, tmp_path, show=False)
-    assert {p.name for p in (tmp_path/recipe.name).iterdir()} - {'.lock'} == {'recipe.json', 'log.csv', 'model.safetensors', 'scores.parquet', 'done.json'}
+    assert {p.name for p in (tmp_path/recipe.name).iterdir()} - {'.lock'} == {'recipe.json', 'log.csv', 'model.safetensors', 'val_scores.parquet', 'scores.parquet', 'done.json'}
