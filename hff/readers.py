@@ -4,24 +4,23 @@
 
 # %% auto #0
 __all__ = ['PATTERNS', 'DFD_FOLDERS', 'CELEBDF_FOLDERS', 'CELEBDF_LIST', 'DFDC_PARTS', 'DFDCP_FOLDERS', 'PICTURES', 'VIDEOS',
-           'SOURCES', 'parse_name', 'text_lines', 'json_once', 'posix_path', 'read_ids', 'rows_dfd',
-           'read_celebdf_list', 'rows_celebdf', 'read_dfdc_json', 'read_dfdc_csv', 'rows_dfdc', 'rows_dfdcp',
-           'rows_df1', 'rows_uadfv', 'rows_ffiw', 'rows_folder', 'split_people', 'split_videos', 'source_name',
+           'SOURCES', 'parse_name', 'rows_dfd', 'read_celebdf_list', 'rows_celebdf', 'read_dfdc_json', 'read_dfdc_csv',
+           'rows_dfdc', 'rows_dfdcp', 'rows_df1', 'rows_uadfv', 'rows_ffiw', 'rows_folder', 'source_name',
            'source_options', 'source_rows', 'read_source', 'index_source', 'source_report']
 
 # %% ../nbs/23a_readers.ipynb #90ac79be
-import csv, hashlib, inspect, json, os, re, warnings
-from collections.abc import Callable, Iterator
+import csv, inspect, os, re, warnings
+from collections.abc import Iterator
 from functools import partial
 from itertools import groupby
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from .manifest import check_manifest, write_rows
 from .paths import HffError
-from .sources import list_folder, quality_folders, read_splits, rows_ffpp, video_row
+from .sources import json_once, list_folder, listed_stem, posix_path, quality_folders, read_ids, read_splits, rows_ffpp, text_lines, video_row
+from .splits import split_people, split_videos
 
 # %% ../nbs/23a_readers.ipynb #5fd346d5
 _CELEB = ('(?P<target>id[0-9]+)_[0-9]{4}|(?P<clip>[0-9]{5})', '(?P<target>id[0-9]+)_(?P<source>id[0-9]+)_[0-9]{4}')
@@ -45,58 +44,6 @@ def parse_name(
     m = re.fullmatch(PATTERNS[dataset][label], video)
     g = m.groupdict() if m else {}
     return g.get('target') or g.get('clip') or '', g.get('source') or ''
-
-# %% ../nbs/23a_readers.ipynb #34c1d299
-def text_lines(
-    path:Path|str, # a list file
-    hint:str='fetch it with the data set', # what to do when it is not there
-)->Iterator: # of (line number from 1, text)
-    "Lines that are not blank, the first one included"
-    try:
-        with open(path, encoding='utf-8-sig') as f:
-            yield from ((n, line.strip()) for n, line in enumerate(f, 1) if line.strip())
-    except FileNotFoundError as e: raise HffError(f"No list file {path}: {hint}") from e
-    except (OSError, UnicodeDecodeError) as e: raise HffError(f"Cannot read {path} ({e}): fetch it again") from e
-
-def json_once(
-    path:Path|str, # a JSON file that holds an object
-    hint:str='fetch it with the data set', # what to do when it is not there
-)->dict: # its content
-    "Content of a JSON file in which no key stands twice"
-    def once(pairs):
-        if len(d := dict(pairs))==len(pairs): return d
-        keys = [k for k, _ in pairs]
-        raise HffError(f"{path}: {next(k for k in keys if keys.count(k)>1)!r} stands there twice; a video has one entry")
-    try: d = json.loads(Path(path).read_text(encoding='utf-8-sig'), object_pairs_hook=once)
-    except FileNotFoundError as e: raise HffError(f"No list file {path}: {hint}") from e
-    except (OSError, ValueError, RecursionError) as e: raise HffError(f"Cannot read {path} ({e}): fetch it again") from e
-    if not isinstance(d, dict): raise HffError(f"{path}: expected an object with one entry a video")
-    return d
-
-def posix_path(
-    text:str, # a path as a list has it, with "/" or a backslash
-    where:str, # file and line, for the message
-)->str: # with "/", relative
-    "A listed path as POSIX; one that would leave the data set is refused"
-    p = PurePosixPath(text.replace('\\', '/'))
-    if p.is_absolute() or not p.parts or '..' in p.parts or re.match('[A-Za-z]:', text) or '\0' in text:
-        raise HffError(f"{where}: {text!r} leads out of the data set; a list holds paths relative to its root")
-    return p.as_posix()
-
-def _stem(text, where):
-    "Name of a listed clip without folders and `.mp4`"
-    return PurePosixPath(posix_path(text, where)).name.removesuffix('.mp4')
-
-def read_ids(
-    path:Path|str, # text file, one clip a line, with or without `.mp4`
-    hint:str='fetch it with the data set', # what to do when it is not there
-)->dict: # clip -> line number
-    "Names of a list, each once"
-    out = {}
-    for n, line in text_lines(path, hint):
-        if (v := _stem(line, f'{path} line {n}')) in out: raise HffError(f"{path} line {n}: {v} stands there a second time (first in line {out[v]})")
-        out[v] = n
-    return out
 
 # %% ../nbs/23a_readers.ipynb #27899747
 def _folder(root, *names):
@@ -138,7 +85,7 @@ def read_celebdf_list(
     out, folders = {k: set() for k in CELEBDF_FOLDERS}, {k.lower(): k for k in CELEBDF_FOLDERS}
     for n, line in text_lines(path, 'it comes with the download and belongs beside Celeb-real and Celeb-synthesis'):
         (flag, name), where = [*line.split(maxsplit=1), '?'][:2], f'{path} line {n}'
-        folder, video = folders.get(posix_path(name, where).partition('/')[0].lower()), _stem(name, where)
+        folder, video = folders.get(posix_path(name, where).partition('/')[0].lower()), listed_stem(name, where)
         if flag not in ('0','1') or folder is None: raise HffError(f"{where}: {line!r} is no line like '1 Celeb-real/id0_0000.mp4' (folders: {', '.join(out)})")
         if (flag=='1')!=(CELEBDF_FOLDERS[folder]=='real'):
             raise HffError(f"{where}: {line!r} calls the clip {('fake','real')[int(flag)]}, its folder says otherwise; in this list 1 is real")
@@ -172,8 +119,8 @@ def read_dfdc_json(
         entry = entry if isinstance(entry, dict) else {}
         label = {'REAL': 0, 'FAKE': 1, 0: 0, 1: 1}.get(entry.get('label', entry.get('is_fake')))
         if label is None: raise HffError(f"{path}: {key!r} has neither a label REAL or FAKE nor is_fake 0 or 1")
-        if (v := _stem(key, str(path))) in out: raise HffError(f"{path}: {v} stands there twice")
-        out[v] = label, _stem(entry['original'], f'{path}: {key}') if entry.get('original') else ''
+        if (v := listed_stem(key, str(path))) in out: raise HffError(f"{path}: {v} stands there twice")
+        out[v] = label, listed_stem(entry['original'], f'{path}: {key}') if entry.get('original') else ''
     return out
 
 def read_dfdc_csv(
@@ -185,7 +132,7 @@ def read_dfdc_csv(
         row = [c.strip() for c in next(csv.reader([line]))]
         if n==1 and row[:2]==['filename','label']: continue
         if len(row)<2 or row[1] not in ('0','1'): raise HffError(f"{path} line {n}: {line!r} is no line like 'abcdefghij.mp4,1' (1 = fake)")
-        if (v := _stem(row[0], f'{path} line {n}')) in out: raise HffError(f"{path} line {n}: {v} stands there a second time")
+        if (v := listed_stem(row[0], f'{path} line {n}')) in out: raise HffError(f"{path} line {n}: {v} stands there a second time")
         out[v] = int(row[1]), ''
     return out
 
@@ -227,7 +174,8 @@ def _dfdc_rows(root, part, labels, split, subset):
         rule = f'official:subset of {len(keep)}'
     here = set(_clips(root/folder))
     for v, (label, original) in sorted(labels.items()):
-        yield _named('dfdc', 'DFDC' if label else 'real', v, split if keep is None or v in keep else 'unused', folder, have=v in here, rule=rule, **dict(target=original) if label else {})
+        used, people = keep is None or v in keep, dict(target=original) if label else {}
+        yield _named('dfdc', 'DFDC' if label else 'real', v, split if used else 'unused', folder, have=v in here, rule=rule, **people)
 
 # %% ../nbs/23a_readers.ipynb #fb89601e
 DFDCP_FOLDERS = dict(original_videos='real', method_A='method_A', method_B='method_B')
@@ -252,7 +200,7 @@ def _dfdcp_entry(path, key, top, entry):
     "Method and split of an entry whose label agrees with its folder"
     label, split = entry.get('label'), entry.get('set')
     if top not in DFDCP_FOLDERS or label not in ('real','fake') or split not in ('train','val','test'):
-        raise HffError(f"{path}: {key!r} needs a folder of {', '.join(DFDCP_FOLDERS)}, a label real or fake and a set train or test; it has {label!r} and {split!r}")
+        raise HffError(f"{path}: {key!r} has label {label!r} and set {split!r}; expected a path in {', '.join(DFDCP_FOLDERS)}, real or fake, train or test")
     if (label=='real')!=(top=='original_videos'): raise HffError(f"{path}: {key!r} is called {label}, its folder says otherwise")
     return DFDCP_FOLDERS[top], split
 
@@ -304,7 +252,8 @@ def _df1_variants(root, variants):
     "The folders asked for, or all"
     here = list_folder(root/'manipulated_videos', dirs=True)
     want = [variants] if isinstance(variants, str) else list(variants or here)
-    if lost := [v for v in want if v not in here] or ([] if want else ['end_to_end']): raise HffError(f"No folder {root/'manipulated_videos'/lost[0]}: fetch it, or name other variants")
+    lost = [v for v in want or ['end_to_end'] if v not in here]
+    if lost: raise HffError(f"No folder {root/'manipulated_videos'/lost[0]}: fetch it, or name other variants")
     return want
 
 # %% ../nbs/23a_readers.ipynb #00268514
@@ -376,9 +325,10 @@ def _walk(root, folder, seen, skip=()):
     yield folder
     for d in list_folder(root/folder, dirs=True):
         if d in skip: continue
-        if (key := _inode(root/folder/d)) in seen: warnings.warn(f"{folder}/{d} leads to a folder that is read elsewhere; it is skipped", stacklevel=2); continue
-        seen.add(key)
-        yield from _walk(root, f'{folder}/{d}', seen)
+        if (key := _inode(root/folder/d)) in seen: warnings.warn(f"{folder}/{d} leads to a folder that is read elsewhere; it is skipped", stacklevel=2)
+        else:
+            seen.add(key)
+            yield from _walk(root, f'{folder}/{d}', seen)
 
 def _inode(folder):
     "What makes a folder itself, whatever link leads to it"
@@ -391,48 +341,8 @@ def _video_id(folder, inner, name):
     return '/'.join([*parts, *inner.removeprefix(folder).split('/'), name]).replace('//', '/').lstrip('/')
 
 # %% ../nbs/23a_readers.ipynb #f2391cdf
-def _rank(text):
-    "A number in 0 .. 2^64-1 that depends on the text only"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], 'big')
-
-def split_people(
-    read:Callable, # gives the rows anew at each call
-)->Iterator: # of rows
-    "Rows with an identity-disjoint split, `derived:person`; official test rows stay"
-    people, test, has_test = set(), set(), False
-    for r in read():
-        if r['split']=='val': raise HffError(f"{r['dataset']} has an official validation set: no split is to be derived")
-        if not _fixed(r): people |= {(r['dataset'], p) for p in (r['target'], r['source']) if p}
-        elif r['split']=='test': has_test = True; test |= {(r['dataset'], p) for p in (r['target'], r['source']) if p}
-    if not people: raise HffError("The names of these videos say nothing of people: no split by person can be derived")
-    home = _shares(people-test, has_test) | dict.fromkeys(test, 'unused')
-    for r in read():
-        if _fixed(r): yield r; continue
-        splits = {home[r['dataset'], p] for p in (r['target'], r['source']) if p}
-        yield r | dict(split=splits.pop() if len(splits)==1 else 'unused', rule='derived:person')
-
-def _fixed(r):
-    "Did the publisher put this row into a test set, or set it aside?"
-    return r['split']!='train' and r['rule'].startswith('official')
-
-def _shares(people, has_test):
-    "(data set, person) -> split: 72/14/14 of the people, or 72/14 when there is a test set"
-    order, n = sorted(people, key=lambda p: (_rank('/'.join(p)), p)), len(people)
-    a, b = (round(n*72/86), n) if has_test else (round(n*.72), round(n*.86))
-    return {p: 'train' if i<a else 'val' if i<b else 'test' for i, p in enumerate(order)}
-
-def split_videos(
-    read:Callable, # gives the rows anew at each call
-)->Iterator: # of rows
-    "Rows of a folder with a split by name, `derived:video`: a real and a fake of one name stay together"
-    ranks = np.unique(np.array([_rank(r['video']) for r in read()], np.uint64))
-    a, b = (ranks[min(round(len(ranks)*q), len(ranks)-1)] for q in (.72, .86))
-    for r in read():
-        k = _rank(r['video'])
-        yield r | dict(split='train' if k<a else 'val' if k<b else 'test', rule='derived:video')
-
-# %% ../nbs/23a_readers.ipynb #9602673e
-SOURCES = dict(ffpp=rows_ffpp, miniff=rows_ffpp, dfd=rows_dfd, celebdf_v1=partial(rows_celebdf, dataset='celebdf_v1'), celebdf_v2=partial(rows_celebdf, dataset='celebdf_v2'),
+SOURCES = dict(ffpp=rows_ffpp, miniff=rows_ffpp, dfd=rows_dfd,
+               celebdf_v1=partial(rows_celebdf, dataset='celebdf_v1'), celebdf_v2=partial(rows_celebdf, dataset='celebdf_v2'),
                dfdc=rows_dfdc, dfdcp=rows_dfdcp, df1=rows_df1, uadfv=rows_uadfv, ffiw=rows_ffiw, folder=rows_folder)
 
 def source_name(
@@ -459,7 +369,8 @@ def source_rows(
 )->Iterator: # of rows
     "Rows of any data set, in a fixed order"
     name, root = source_name(name), Path(root)
-    if bad := [k for k in options if k not in source_options(name)]: raise HffError(f"No option {bad[0]} for {name}: choose from {', '.join(source_options(name))}")
+    known = source_options(name)
+    if bad := [k for k in options if k not in known]: raise HffError(f"No option {bad[0]} for {name}: choose from {', '.join(known)}")
     if not root.is_dir(): raise HffError(f"No folder {root}: give the folder that holds {name}")
     read = partial(SOURCES[name], root, **options)
     if split in (None, 'official'): return read()
