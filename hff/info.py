@@ -9,8 +9,8 @@ __all__ = ['source_facts', 'known_counts', 'source_info']
 import pandas as pd
 import yaml
 
-from .paths import HffError, asset
-from .readers import SOURCES, source_name, source_options
+from .paths import asset
+from .readers import source_name, source_options
 
 # %% ../nbs/23c_info.ipynb #e3a941d5
 def source_facts(
