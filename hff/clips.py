@@ -20,7 +20,7 @@ from .video import BadVideo, frame_indices, sample_video
 
 # %% ../nbs/20a_clips.ipynb #9a73f3de
 PICTURES = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff'}
-VIDEOS = {'.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v'}
+VIDEOS = {'.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.flv'}
 
 def read_picture(
     path:Path|str|bytes, # any picture that Pillow can read: a file, or its bytes
