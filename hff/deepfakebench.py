@@ -122,6 +122,7 @@ def choose_split(
     if dataset=='ffpp' and ids: return ids.get(video, 'unused'), 'official'
     if len(splits)==1: return next(iter(splits)), 'derived:json'
     if dataset in ('ffpp', 'ff-sh'): return 'unused', 'derived:in no split'
+    if dataset in ('dfd', 'uadfv'): return 'test', 'none:all test'
     return ('test', 'derived:json, test first') if 'test' in splits else ('train', 'derived:json, train before val')
 
 # %% ../nbs/23b_deepfakebench.ipynb #83be712f
@@ -153,10 +154,10 @@ def _mask_folder(folder, listed, find):
     return ''
 
 # %% ../nbs/23b_deepfakebench.ipynb #ad3e323e
-_CELEB, _FF = 'id(?P<target>[0-9]+)_id(?P<source>[0-9]+)_[0-9]+', '(?P<target>[0-9]{3})_(?P<source>[0-9]{3})'
-_NAMES = dict(ffpp=_FF, celebdf_v1=_CELEB, celebdf_v2=_CELEB, dfd='(?P<target>[0-9]{2})_(?P<source>[0-9]{2})__.+', uadfv='(?P<target>[0-9]{4})_fake', df1='(?P<target>[0-9]{3})_(?P<source>[MW][0-9]{3})',
+_CELEB, _FF = '(?P<target>id[0-9]+)_(?P<source>id[0-9]+)_[0-9]+', '(?P<target>[0-9]{3})_(?P<source>[0-9]{3})'
+_NAMES = dict(ffpp=_FF, celebdf_v1=_CELEB, celebdf_v2=_CELEB, dfd='(?P<target>[0-9]{2})_(?P<source>[0-9]{2})__.+', uadfv='(?P<target>[0-9]+)_fake', df1='(?P<target>[0-9]{3})_(?P<source>[MW][0-9]{3})',
               dfdcp='(?P<source>[0-9]+)_(?P<target>[0-9]+)_[A-Z]_[0-9]+')
-_REALS = dict(dfd='(?P<target>[0-9]{2})__.+', dfdcp='(?P<target>[0-9]+)_[A-Z]_[0-9]+', celebdf_v1='id(?P<target>[0-9]+)_[0-9]+', celebdf_v2='id(?P<target>[0-9]+)_[0-9]+')
+_REALS = dict(dfd='(?P<target>[0-9]{2})__.+', dfdcp='(?P<target>[0-9]+)_[A-Z]_[0-9]+', celebdf_v1='(?P<target>id[0-9]+)_[0-9]+', celebdf_v2='(?P<target>id[0-9]+)_[0-9]+')
 
 def _who(dataset, real, video):
     "Target and source by the name; a real clip of no pattern is its own target, a fake of no pattern has neither"

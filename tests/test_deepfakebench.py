@@ -30,6 +30,8 @@ def test_all_files_make_one_manifest(tree, tmp_path):
     assert (m.label==(m.method!='real')).all() and not m.path.str.contains(r'\\|datasets').any()
     assert set(m.frames)=={'000.png 001.png 002.png 010.png 1000.png'}        # by number, not by letters
     assert set(m.quality[m.dataset.isin(['ffpp', 'dfd'])])=={'c23'} and set(m.quality[~m.dataset.isin(['ffpp', 'dfd'])])=={''}
+    assert m.loc[['id0_id1_0000', '1224068_643507_C_009', '006_M101', '0000_fake', '01_02__talking_against_wall__YVGY8LOK'], ['target', 'source']].values.tolist()==[
+        ['id0', 'id1'], ['643507', '1224068'], ['006', 'M101'], ['0000', ''], ['01', '02']]
     assert len([s for s in said if 'record of one video' in s])==2 and len([s for s in said if 'source videos' in s])==1 and len(said)==3
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -46,7 +48,7 @@ def test_all_files_make_one_manifest(tree, tmp_path):
     ('UADFV', {'0000': 'test', '0000_fake': 'test'})])
 def test_splits(tree, dataset, want):
     m, _ = read(tree/'rgb', dataset=dataset)
-    assert m.split.to_dict()==want and (m.rule.str.startswith('derived:')).all()
+    assert m.split.to_dict()==want and set(m.rule)<={'none:all test', 'derived:json', 'derived:json, test first', 'derived:actors left out'}
 
 
 def test_official_split_of_ffpp(tree):
