@@ -106,6 +106,7 @@ def _stream(c, path):
     "The first video stream that is not the cover of a song"
     s = next((s for s in c.streams.video if not s.disposition & av.stream.Disposition.attached_pic), None)
     if s is None: raise BadVideo(path, 'no video stream', 'sound only' if c.streams.audio else '')
+    if s.codec_context is None: raise BadVideo(path, 'cannot decode', 'unknown codec')
     return s
 
 def _packets(path)->Iterator:
@@ -125,7 +126,9 @@ def _decoded(path)->Iterator:
     "Frames in order"
     n = 0
     for packet in _packets(path):
-        for f in packet.decode():
+        try: frames = packet.decode()
+        except av.error.FFmpegError as e: raise BadVideo(path, 'cannot decode', f'{e.strerror}, after {n} frames') from e
+        for f in frames:
             yield f
             n += 1
     if not n: raise BadVideo(path, 'no frame')
