@@ -84,6 +84,8 @@ def _env(folder, process):
     try: return lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False)
     except lmdb.Error as e: raise HffError(f"{folder} is no readable LMDB ({e}): fetch it again") from e
 
+if hasattr(os, 'register_at_fork'): os.register_at_fork(before=_env.cache_clear)   # a worker may not open again what its parent holds open
+
 def _spellings(folder, inside):
     "Keys that a path may have: one backslash then slashes, or backslashes throughout"
     name = Path(folder).name.removesuffix('_lmdb')
