@@ -85,7 +85,7 @@ def test_lmdb(tree):
     gone = m.index[m.status=='missing'].tolist()
     assert gone==['643507_C_009', '643508_A_001']                              # the builder skips every path with `video` in it
     assert m.path['006_007']=='FaceForensics++_lmdb/manipulated_sequences/FaceSwap/c23/frames/006_007' and m['mask']['006_007'].endswith('masks/006_007')
-    numbers, got = sample(tree/'lmdb'/m.path['006_007'], 9, lambda im: int(im[0, 0, 0]), m.frames['006_007'].split())
+    numbers, got = sample(tree/'lmdb'/m.path['006_007'], 9, lambda i, im: int(im[0, 0, 0]), m.frames['006_007'].split())
     assert numbers.tolist()==[0, 1, 2, 10, 1000] and isinstance(got[3], HffError) and got[:3]+got[4:]==[0, 1, 2, 1000%256]
     for base, inside in (('FaceForensics++_lmdb', 'original_sequences/youtube/c23/landmarks/000/002.npy'), ('Celeb-DF-v2_lmdb', 'Celeb-real/landmarks/id0_0000/002.npy')):
         assert (read_landmarks(lmdb_get(tree/'lmdb'/base, inside))==np.arange(162).reshape(81, 2)+2).all()

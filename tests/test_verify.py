@@ -1,5 +1,5 @@
 "Every kind of bad file keeps its row and its reason, and none stops the others"
-import os, shutil, warnings
+import os, shutil
 from fractions import Fraction
 
 import av, numpy as np, pandas as pd, pytest
@@ -10,7 +10,7 @@ from hff.deepfakebench import rows_deepfakebench
 from hff.manifest import COLUMNS
 from hff.paths import HffError
 from hff.verify import check_clip, coverage_of, summary, unexpected_files, verify_lines, verify_manifest
-from hff.video import write_mask_video, write_video
+from hff.video import BadVideo, count_frames, write_mask_video, write_video
 
 NOISE = np.random.default_rng(0).integers(0, 255, (10, 8, 8, 3)).astype('uint8').repeat(8, 1).repeat(8, 2)
 
@@ -43,16 +43,15 @@ def sound(path, codec):
 
 
 def joined(path, sizes=((64, 64), (96, 48))):
-    "One MPEG stream whose picture changes its size on the way: two streams laid end to end"
-    parts = []
-    for i, (w, h) in enumerate(sizes):
-        with av.open(str(p := path.with_name(f'part{i}.m1v')), 'w', format='mpeg1video') as c:
-            s = c.add_stream('mpeg1video', rate=25); s.width, s.height, s.pix_fmt = w, h, 'yuv420p'
-            for a in NOISE[:5]:
-                for q in s.encode(av.VideoFrame.from_ndarray(np.resize(a, (h, w, 3)), format='rgb24')): c.mux(q)
-            for q in s.encode(None): c.mux(q)
-        parts.append(p.read_bytes()); p.unlink()
-    path.write_bytes(b''.join(parts))
+    "One stream whose picture changes its size on the way"
+    with av.open(str(path), 'w') as out:
+        s = out.add_stream('mjpeg', rate=25); s.width, s.height, s.pix_fmt = *sizes[0], 'yuvj420p'
+        for t, a in enumerate(NOISE):
+            c = av.CodecContext.create('mjpeg', 'w')
+            c.width, c.height, c.pix_fmt, c.time_base = *sizes[t//5], 'yuvj420p', Fraction(1, 25)
+            h, w = c.height, c.width
+            for p in [*c.encode(av.VideoFrame.from_ndarray(np.resize(a, (h, w, 3)), format='rgb24').reformat(format='yuvj420p')), *c.encode(None)]:
+                p.stream, p.pts, p.dts, p.time_base = s, t, t, Fraction(1, 25); out.mux(p)
     return path
 
 
@@ -101,9 +100,19 @@ def test_header_and_content(tmp_path, whole):
     (tmp_path/'a.mp4').write_bytes(b)
     r = check_clip(tmp_path/'a.mp4')
     assert (r['status'], r['packets'], r['claimed'], r['reason'])==('mismatch', 8, 10, '10 frames by the header, 8 in the file')
-    b = bytearray(whole.read_bytes()); at = len(b)//3; b[at:at+400] = bytes(400)
+    b = bytearray(whole.read_bytes()); at = len(b)//3; b[at:at+900] = bytes(900)
     (tmp_path/'b.mp4').write_bytes(b)
     assert check_clip(tmp_path/'b.mp4')['status']=='have' and check_clip(tmp_path/'b.mp4', deep=True)['status']!='have'
+
+
+def test_damage_anywhere_is_a_bad_video_and_nothing_else(tmp_path, whole):
+    b, found = whole.read_bytes(), set()
+    for at in range(0, len(b), 300):
+        (tmp_path/'d.mp4').write_bytes(b[:at]+bytes(300)+b[at+300:])
+        found.add(check_clip(tmp_path/'d.mp4', deep=True)['reason'])
+        try: assert count_frames(tmp_path/'d.mp4')<=10
+        except BadVideo: pass
+    assert {'cannot decode'} < found and not any('Error' in r for r in found), found
 
 
 def test_turned_and_changing_pictures_are_no_fault(tmp_path, whole):
@@ -111,10 +120,10 @@ def test_turned_and_changing_pictures_are_no_fault(tmp_path, whole):
     b[at:at+36] = b''.join(v.to_bytes(4, 'big', signed=True) for v in (0, 1<<16, 0, -(1<<16), 0, 0, 64<<16, 0, 1<<30))
     (tmp_path/'turned.mp4').write_bytes(b)
     with av.open(str(tmp_path/'turned.mp4')) as c: assert next(c.decode(video=0)).rotation%180==90
-    for p in (tmp_path/'turned.mp4', joined(tmp_path/'sizes.mpg')):
+    for p in (tmp_path/'turned.mp4', joined(tmp_path/'sizes.mkv')):
         r = check_clip(p, deep=True)
         assert (r['status'], r['packets'])==('have', 10), (p.name, r)
-    with av.open(str(tmp_path/'sizes.mpg')) as c: assert len({(f.width, f.height) for f in c.decode(video=0)})==2
+    with av.open(str(tmp_path/'sizes.mkv')) as c: assert len({(f.width, f.height) for f in c.decode(video=0)})==2
 
 
 @pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid()==0, reason='the superuser may read everything')
@@ -136,7 +145,7 @@ def test_masks(tmp_path, whole):
     m = manifest(['a.mp4', 'a.mp4', 'a.mp4', 'short.mp4', 'gone.mp4'], mask=['m10.mp4', 'm7.mp4', 'none.mp4', 'm10.mp4', 'm10.mp4'])
     t = verify_manifest(m, tmp_path)
     assert t.status.tolist()==['have', 'mismatch', 'mismatch', 'have', 'missing'] and t.reason[1]=='mask has 7 frames, clip 10'
-    assert unexpected_files(m, tmp_path)==['m7.mp4']
+    assert unexpected_files(m, tmp_path)==[] and unexpected_files(m[:1], tmp_path)==['m7.mp4', 'short.mp4']
 
 
 def test_frames_of_deepfakebench(tmp_path):
