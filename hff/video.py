@@ -115,7 +115,7 @@ def _packets(path)->Iterator:
     if not path.is_file(): raise BadVideo(path, 'no file')
     if not path.stat().st_size: raise BadVideo(path, 'empty file')
     try:
-        with av.open(str(path)) as c:
+        with av.open(str(path), metadata_errors='replace') as c:
             for n, packet in enumerate(c.demux(_stream(c, path))):
                 if packet.is_corrupt: raise BadVideo(path, 'truncated', f'after {n} packets')
                 yield packet
@@ -219,7 +219,7 @@ def probe_video(
 )->dict: # width, height, fps, seconds, claimed (frames by the header, 0 when it is silent), packets
     "Header and true content of a video, without decoding"
     packets = count_packets(path)
-    with av.open(str(path)) as c:
+    with av.open(str(path), metadata_errors='replace') as c:
         s = _stream(c, path)
         seconds = float(s.duration*s.time_base) if s.duration else c.duration/1e6 if c.duration else 0.
         return dict(width=s.width, height=s.height, fps=float(s.average_rate or 0), seconds=seconds, claimed=s.frames, packets=packets)

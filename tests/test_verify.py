@@ -26,7 +26,7 @@ def manifest(names, **more):
 def fast(path, whole):
     "The same stream with its index in front"
     with av.open(str(whole)) as a, av.open(str(path), 'w', options=dict(movflags='faststart')) as b:
-        s = b.add_stream_from_template(a.streams.video[0])
+        s = b.add_stream_from_template(a.streams.video[0]); b.metadata['title'] = 'Cafe'
         for p in a.demux(a.streams.video[0]):
             if p.dts is not None: p.stream = s; b.mux(p)
     return path
@@ -63,8 +63,9 @@ def spoil(d, whole):
     Image.fromarray(NOISE[0]).save(d/'p.png'); shutil.copy(d/'p.png', d/'picture.mp4')
     sound(d/'aac.mp4', 'aac'); shutil.move(sound(d/'pcm.wav', 'pcm_s16le'), d/'wav.mp4')
     (d/'folder.mp4').mkdir(); os.symlink(d/'nowhere.mp4', d/'dangling.mp4'); os.symlink(d/'loop.mp4', d/'loop.mp4'); os.mkfifo(d/'pipe.mp4')
-    good = ['whole.mp4', 'fast.mp4', 'p.png', 'é ü 中 𝄞.mp4', 'x'*246+'.mp4', 'linked.mp4']
-    for n in good[3:5]: shutil.copy(whole, d/n)
+    assert f.count(b'Cafe')==1; (d/'latin.mp4').write_bytes(f.replace(b'Cafe', b'Caf\xe9'))         # a title that is no UTF-8
+    good = ['whole.mp4', 'fast.mp4', 'latin.mp4', 'p.png', 'é ü 中 𝄞.mp4', 'x'*246+'.mp4', 'linked.mp4']
+    for n in good[4:6]: shutil.copy(whole, d/n)
     shutil.copy(whole, d/'whole.mp4'); os.symlink(d/'whole.mp4', d/'linked.mp4')
     unreadable = [*bad, 'picture.mp4', 'aac.mp4', 'wav.mp4', 'folder.mp4']
     return dict.fromkeys(good, 'have') | dict.fromkeys(unreadable, 'unreadable') | dict.fromkeys(['dangling.mp4', 'loop.mp4', 'pipe.mp4', 'none.mp4', 'no/such/folder.mp4'], 'missing')
