@@ -62,7 +62,8 @@ def _video(path, deep):
 
 def _decode(path, packets):
     "Fault that shows when every frame is decoded, or nothing"
-    good = [not f.is_corrupt for f in _decoded(path)]
+    try: good = [not f.is_corrupt for f in _decoded(path)]
+    except BadVideo as e: return dict(status='unreadable', reason=e.reason)
     if not all(good): return dict(status='unreadable', reason=f'{good.count(False)} of {len(good)} frames are damaged')
     return dict(status='mismatch', reason=f'{len(good)} of {packets} frames can be decoded') if len(good)<packets else {}
 
