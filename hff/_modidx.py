@@ -125,7 +125,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'hff.deepfakebench._who': ('deepfakebench.html#_who', 'hff/deepfakebench.py'),
                                    'hff.deepfakebench.choose_split': ('deepfakebench.html#choose_split', 'hff/deepfakebench.py'),
                                    'hff.deepfakebench.find_jsons': ('deepfakebench.html#find_jsons', 'hff/deepfakebench.py'),
-                                   'hff.deepfakebench.posix_path': ('deepfakebench.html#posix_path', 'hff/deepfakebench.py'),
+                                   'hff.deepfakebench.listed_path': ('deepfakebench.html#listed_path', 'hff/deepfakebench.py'),
                                    'hff.deepfakebench.read_landmarks': ('deepfakebench.html#read_landmarks', 'hff/deepfakebench.py'),
                                    'hff.deepfakebench.rows_deepfakebench': ( 'deepfakebench.html#rows_deepfakebench',
                                                                              'hff/deepfakebench.py')},

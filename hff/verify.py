@@ -174,8 +174,10 @@ def summary(
 def _long(known):
     "One line for each number"
     if 'count' not in known: known = known.melt([c for c in known if c not in ('real','fake')], ['real','fake'], 'label', 'count')
-    if lost := [c for c in ('dataset','split','label') if c not in known]: raise HffError(f"Published counts lack the column {lost[0]}: they need dataset, split, label, count or dataset, split, real, fake")
-    return known.dropna(subset='count').assign(per=known['per'].fillna('') if 'per' in known else '', label=known.label.map(lambda v: dict(real=0, fake=1).get(v, v)).astype(int), published=known['count'])
+    lost = [c for c in ('dataset','split','label') if c not in known]
+    if lost: raise HffError(f"Published counts lack the column {lost[0]}: they need dataset, split, label, count or dataset, split, real, fake")
+    per, label = known['per'].fillna('') if 'per' in known else '', known.label.map(lambda v: dict(real=0, fake=1).get(v, v)).astype(int)
+    return known.assign(per=per, label=label, published=known['count']).dropna(subset='count')
 
 def _beside(t, k, derived):
     "(rows, line) for each quality, and if need be each method, that a published number holds for"

@@ -5,7 +5,7 @@ import numpy as np, pandas as pd, pytest
 from dfb_tree import ALL, METHODS, PAIRS, build
 
 from hff.clips import lmdb_get, sample
-from hff.deepfakebench import LABELS, choose_split, find_jsons, posix_path, read_landmarks, rows_deepfakebench
+from hff.deepfakebench import LABELS, choose_split, find_jsons, listed_path, read_landmarks, rows_deepfakebench
 from hff.manifest import check_manifest, read_manifest, write_rows
 from hff.paths import HffError
 
@@ -186,7 +186,7 @@ def test_official_files_must_be_whole(tree, tmp_path):
 
 
 def test_paths():
-    assert {posix_path(p+t) for p in ('', './datasets\\', 'datasets/rgb/', '/workspace/datasets/rgb/', 'D:\\x\\') for t in ('UADFV/fake\\frames/0/1.png', 'UADFV//fake/./frames/0/1.png')}=={'UADFV/fake/frames/0/1.png'}
+    assert {listed_path(p+t) for p in ('', './datasets\\', 'datasets/rgb/', '/workspace/datasets/rgb/', 'D:\\x\\') for t in ('UADFV/fake\\frames/0/1.png', 'UADFV//fake/./frames/0/1.png')}=={'UADFV/fake/frames/0/1.png'}
     assert all(len(v)==3 for v in LABELS.values())
 
 
