@@ -17,7 +17,7 @@ import numpy as np
 from .clips import frame_number, lmdb_names
 from .manifest import COLUMNS, FURTHER
 from .paths import HffError, read_json
-from .sources import read_splits
+from .sources import PATTERNS, parse_name, read_splits
 
 # %% ../nbs/23a_deepfakebench.ipynb #96c64f13
 _F, _M = '/original_sequences/', '/manipulated_sequences/'
@@ -29,7 +29,7 @@ LABELS = {                                    # label -> data set, method, piece
     'CelebDFv2_real': ('celebdf_v2', 'real', '-real/'), 'CelebDFv2_fake': ('celebdf_v2', 'CDF', '-synthesis/'),
     'DFDCP_Real': ('dfdcp', 'real', '/original_videos/'), 'DFDCP_FakeA': ('dfdcp', 'method_A', '/method_A/'), 'DFDCP_FakeB': ('dfdcp', 'method_B', '/method_B/'),
     'DFDC_Real': ('dfdc', 'real', ''), 'DFDC_Fake': ('dfdc', 'DFDC', ''), 'DF_real': ('df1', 'real', '/source_videos/'), 'DF_fake': ('df1', '', '/manipulated_videos/'),
-    'UADFV_Real': ('uadfv', 'real', '/real/'), 'UADFV_Fake': ('uadfv', 'UADFV', '/fake/'), 'roop_Real': ('roop', 'real', ''), 'roop_Fake': ('roop', 'roop', '')}
+    'UADFV_Real': ('uadfv', 'real', '/real/'), 'UADFV_Fake': ('uadfv', 'fake', '/fake/'), 'roop_Real': ('roop', 'real', ''), 'roop_Fake': ('roop', 'roop', '')}
 
 # %% ../nbs/23a_deepfakebench.ipynb #bc267c51
 TOPS = ('FaceForensics++', 'Celeb-DF-v1', 'Celeb-DF-v2', 'DFDCP', 'DFDC', 'DeeperForensics-1.0', 'UADFV')
@@ -155,15 +155,10 @@ def _mask_folder(folder, listed, find):
     return ''
 
 # %% ../nbs/23a_deepfakebench.ipynb #ad3e323e
-_CELEB, _FF = '(?P<target>id[0-9]+)_(?P<source>id[0-9]+)_[0-9]+', '(?P<target>[0-9]{3})_(?P<source>[0-9]{3})'
-_NAMES = dict(ffpp=_FF, celebdf_v1=_CELEB, celebdf_v2=_CELEB, dfd='(?P<target>[0-9]{2})_(?P<source>[0-9]{2})__.+', uadfv='(?P<target>[0-9]+)_fake',
-              df1='(?P<target>[0-9]{3})_(?P<source>[MW][0-9]{3})', dfdcp='(?P<source>[0-9]+)_(?P<target>[0-9]+)_[A-Z]_[0-9]+')
-_REALS = dict(dfd='(?P<target>[0-9]{2})__.+', dfdcp='(?P<target>[0-9]+)_[A-Z]_[0-9]+', celebdf_v1='(?P<target>id[0-9]+)_[0-9]+', celebdf_v2='(?P<target>id[0-9]+)_[0-9]+')
-
 def _who(dataset, real, video):
     "Target and source by the name; a real clip of no pattern is its own target, a fake of no pattern has neither"
-    m = re.fullmatch((_REALS if real else _NAMES).get(dataset, '(?!)'), video)
-    return (m['target'], m.groupdict().get('source', '')) if m else (video if real else '', '')
+    target, source = parse_name(dataset, int(not real), video) if dataset in PATTERNS else ('', '')
+    return target or (video if real else ''), source
 
 def _collect(jsons):
     "Identity -> what all files say of it: label, folder, names of frames, folder of masks, splits"
