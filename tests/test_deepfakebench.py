@@ -26,7 +26,7 @@ def test_all_files_make_one_manifest(tree, tmp_path):
     m, said = read(tree/'rgb')
     assert len(m)==8+4*9+2+6+4+2+3+2 and set(m.status)=={'have'}              # each real of FaceForensics++ once, in spite of five files
     assert set(m.groupby('dataset').method.agg(lambda s: ' '.join(sorted(set(s)))).items())=={
-        ('ffpp', 'DF F2F FS NT real'), ('dfd', 'DFD real'), ('celebdf_v2', 'CDF real'), ('dfdcp', 'method_A method_B real'), ('dfdc', 'DFDC real'), ('df1', 'end_to_end real'), ('uadfv', 'UADFV real')}
+        ('ffpp', 'DF F2F FS NT real'), ('dfd', 'DFD real'), ('celebdf_v2', 'CDF real'), ('dfdcp', 'method_A method_B real'), ('dfdc', 'DFDC real'), ('df1', 'end_to_end real'), ('uadfv', 'fake real')}
     assert (m.label==(m.method!='real')).all() and not m.path.str.contains(r'\\|datasets').any()
     assert set(m.frames)=={'000.png 001.png 002.png 010.png 1000.png'}        # by number, not by letters
     assert set(m.quality[m.dataset.isin(['ffpp', 'dfd'])])=={'c23'} and set(m.quality[~m.dataset.isin(['ffpp', 'dfd'])])=={''}
