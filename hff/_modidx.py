@@ -444,6 +444,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'hff.scores._Crops._picture': ('scores.html#_crops._picture', 'hff/scores.py'),
                             'hff.scores.check_scores': ('scores.html#check_scores', 'hff/scores.py'),
                             'hff.scores.read_scores': ('scores.html#read_scores', 'hff/scores.py'),
+                            'hff.scores.rows_digest': ('scores.html#rows_digest', 'hff/scores.py'),
                             'hff.scores.score_faces': ('scores.html#score_faces', 'hff/scores.py'),
                             'hff.scores.score_images': ('scores.html#score_images', 'hff/scores.py'),
                             'hff.scores.write_scores': ('scores.html#write_scores', 'hff/scores.py')},
