@@ -178,7 +178,8 @@ def coverage_line(
     if not len(scores): raise HffError("The score table has no rows: was the right split scored?")
     v = pool_videos(scores).assign(ok=lambda d: d.n_frames.gt(0))
     share = 100. if v.ok.all() else min(round(100*v.ok.mean(), 1), 99.9)          # never 100 while one is lost
-    parts = [f"{m}{'' if m=='real' else ' (fake)' if y else ' (real)'} {d.ok.sum()} of {len(d)}" for (y,m),d in v.groupby(['label','method'], sort=True, observed=True)]
+    parts = [f"{m}{'' if m=='real' else ' (fake)' if y else ' (real)'} {d.ok.sum()} of {len(d)}"
+             for (y,m),d in v.groupby(['label','method'], sort=True, observed=True)]
     return f"scored {v.ok.sum()} of {len(v)} listed videos ({share:.1f} %): {', '.join(parts)}"
 
 # %% ../nbs/42_metrics.ipynb #18f99d82
@@ -275,7 +276,8 @@ def impute_half(
 )->pd.DataFrame: # the same rows; those of a video without any scored frame are ok with score .5
     "Give the videos that have no score the score .5"
     none = ~scores.status.eq('ok').groupby([scores[c] for c in VIDEO], observed=True).transform('any')
-    return scores.assign(score=scores.score.mask(none, .5), status=scores.status.mask(none, 'ok'), **({'logit': scores.logit.mask(none, 0.)} if 'logit' in scores else {}))
+    half = dict(score=.5, logit=0., status='ok')
+    return scores.assign(**{c: scores[c].mask(none, x) for c,x in half.items() if c in scores})
 
 def _row(
     s:pd.DataFrame, # rows of `against_real`

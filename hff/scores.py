@@ -109,7 +109,8 @@ def score_faces(
     step=None, # called with the number of crops after each batch, to move a bar
 )->pd.DataFrame: # score table, as many rows as `faces`
     "p(fake) of each frame; a frame without a readable crop keeps its row without a score"
-    t = faces[SCORE_COLUMNS[:6]].assign(score=np.nan, logit=np.nan, status=faces.status, **{c: faces[c] for c in FURTHER_COLUMNS if c in faces}).reset_index(drop=True)
+    further = {c: faces[c] for c in FURTHER_COLUMNS if c in faces}
+    t = faces[SCORE_COLUMNS[:6]].assign(score=np.nan, logit=np.nan, status=faces.status, **further).reset_index(drop=True)
     if t.status.ne('ok').all(): return check_scores(t)
     data = _Crops(faces, crops_root, blank_face=blank_face, memory=-1)   # an unreadable first crop is empty: 0 bytes would 'fit' into 0
     loader = torch.utils.data.DataLoader(data, batch_size, num_workers=workers, collate_fn=list, generator=torch.Generator())
