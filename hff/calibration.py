@@ -76,7 +76,7 @@ def show_reliability(
     ax.plot(r.score, r.fakes, '-o', ms=4, c=color, label=f'{name} ECE {ece(label, score, bins):.3f}'.strip())
     for n,x,v in r.itertuples(index=False): ax.annotate(f'{n}', (x, v), xytext=(4, -8), textcoords='offset points', size=6, color='.3')
     ax.set(xlim=(-.02, 1.02), ylim=(-.02, 1.02), xlabel='mean score of the bin', ylabel='share of fakes in the bin'); ax.set_aspect('equal')
-    ax.legend(fontsize=7, loc='upper left')
+    ax.legend(fontsize=7, loc='lower right')
     return ax
 
 # %% ../nbs/42a_calibration.ipynb #f2739266
