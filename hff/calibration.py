@@ -88,7 +88,7 @@ class Calibration:
     method:str       # one of `METHODS`
     params:dict      # temperature; slope and offset; or the corners logit and score of the steps
     pool:str         # '' when it is for frames, else how frames were pooled to videos before
-    fitted_on:dict   # split, data sets, n_videos, n_rows, share of fakes, sha256 of the rows
+    fitted_on:dict   # split, data sets, n_videos, n_rows, share of fakes, sha256 of the table
     videos:tuple     # 'dataset/method/quality/video' of each video it was fitted on
 
     def __call__(self, z):   # (n,) raw logits
@@ -122,7 +122,7 @@ def fit_calibration(
     if rank_auc(y, z) in (0., 1.): raise HffError(f"The {split} scores separate real and fake without a mistake: no finite scale fits them, so use more videos")
     params = dict(temperature=_temperature, platt=_platt, isotonic=_isotonic)[method](y, z)
     on = dict(split=split, datasets=sorted(t.dataset.unique()), n_videos=len(t[VIDEO].drop_duplicates()), n_rows=len(t), fakes=float(y.mean()),
-              sha256=rows_digest(t, [*VIDEO, 'frame', 'label', 'logit']))
+              sha256=rows_digest(val, [*VIDEO, 'frame', 'label', 'logit', 'status']))
     return Calibration(method, params, pool, on, tuple(sorted(set(_names(t)))))
 
 def _temperature(y, z):

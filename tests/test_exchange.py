@@ -48,7 +48,8 @@ def test_video_file_meets_the_contract(tmp_path):
         assert (0 <= float(r['score']) <= 1) if r['status'] == 'ok' else r['score'] == r['logit'] == ''
     m = json.loads(beside.read_text())
     assert set(m) == {'schema', 'detector', 'protocol', 'labels', 'aggregation', 'coverage', 'seed', 'env', 'git', 'command', 'created', 'calibration'}
-    assert set(m['protocol']) == {'id', 'split', 'where', 'pack', 'pack_version', 'scheme_sha256'} and re.fullmatch('[0-9a-f]{64}', m['protocol']['scheme_sha256'])
+    assert set(m['protocol']) == {'id', 'split', 'where', 'pack', 'pack_version', 'scheme_sha256'}
+    assert re.fullmatch('[0-9a-f]{64}', m['protocol']['scheme_sha256'])
     assert set(m['detector']) == {'name', 'version', 'source', 'checkpoint_sha256', 'contract_version'} and m['aggregation']['clip_to_video'] == 'mean-prob'
     assert all(v is None or isinstance(v, str) for v in m['env'].values()) and m['seed'] == 3
     mixed = export_videos(s.sample(frac=1, random_state=0), tmp_path/'b.scores.csv', 'mean', 'rgb', 'test')
@@ -58,7 +59,8 @@ def test_video_file_meets_the_contract(tmp_path):
 def test_foreign_video_file(tmp_path):
     "Written by another tool: keys without a method, empty compression, no logit, a byte-order mark"
     p = tmp_path/'f.csv'
-    p.write_text('\ufeffdataset,key,compression,label,score,status,method,n_clips,x_note\nd,007,,0,1.0,ok,,4,a\nd,NA,,1,0.25,ok,swap,4,\nd,A/b/c,c23,1,,error,,0,\n', encoding='utf-8')
+    p.write_text('\ufeffdataset,key,compression,label,score,status,method,n_clips,x_note\n'
+                 'd,007,,0,1.0,ok,,4,a\nd,NA,,1,0.25,ok,swap,4,\nd,A/b/c,c23,1,,error,,0,\n', encoding='utf-8')
     t = import_videos(p)
     assert t[['method', 'quality', 'video', 'label', 'status']].values.tolist() == [
         ['real', '', '007', 0, 'ok'], ['swap', '', 'NA', 1, 'ok'], ['A', 'c23', 'b/c', 1, 'error']]
@@ -130,7 +132,8 @@ def test_lost_scores_keep_their_rows(tmp_path):
 @pytest.mark.parametrize('path,want', [
     ('a/manipulated_sequences/Face2Face/c40/frames/000_003/012.png', ('ffpp', 'F2F', 'c40', '000_003', '012', 1)),
     ('a/manipulated_sequences/FaceShifter/raw/images/000_003/0012.jpg', ('ffpp', 'FaceShifter', 'raw', '000_003', '0012', 1)),
-    ('manipulated_sequences\\DeepFakeDetection\\c23\\frames\\01_02__hugging_happy__YVGY8LOK\\3.png', ('dfd', 'DeepFakeDetection', 'c23', '01_02__hugging_happy__YVGY8LOK', '3', 1)),
+    ('manipulated_sequences\\DeepFakeDetection\\c23\\frames\\01_02__hugging_happy__YVGY8LOK\\3.png',
+     ('dfd', 'DeepFakeDetection', 'c23', '01_02__hugging_happy__YVGY8LOK', '3', 1)),
     ('x/original_sequences/actors/c23/frames/01__kitchen_still/3.png', ('dfd', 'real', 'c23', '01__kitchen_still', '3', 0)),
     ('Celeb-DF-v1/Celeb-real/frames/id0_0000/000.png', ('celebdf_v1', 'real', '', 'id0_0000', '000', 0)),
     ('Celeb-synthesis/videos/id0_id1_0000/000.png', ('', 'Celeb-synthesis', '', 'id0_id1_0000', '000', 1)),
