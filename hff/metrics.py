@@ -260,11 +260,11 @@ def against_real(
     scores:pd.DataFrame, # score table
     dataset:str, # which
     quality:str, # which
-    method:str, # fake or control
+    method:str, # fake, control, or `all`: every fake method
 )->pd.DataFrame: # its rows as class 1, the reals' as class 0
     "Rows that one line of `evaluate` compares"
     s = scores[scores.dataset.eq(dataset) & scores.quality.eq(quality)]
-    pos, neg = s[s.method.eq(method)], s[s.label.eq(0) & ~s.method.isin((*CONTROLS, method))]
+    pos, neg = s[s.label.eq(1) if method=='all' else s.method.eq(method)], s[s.label.eq(0) & ~s.method.isin((*CONTROLS, method))]
     if pos.empty or neg.empty:
         raise HffError(f"{dataset} {quality}: {len(pos)} frames of {method} and {len(neg)} real ones; both are needed for an AUC")
     return pd.concat([pos.assign(label=1), neg])
@@ -304,13 +304,15 @@ def evaluate(
     seed:int=0, # of the bootstrap
     min_coverage:float=.95, # `strict` refuses a row below this
     policy:str='strict', # one of `POLICIES`
+    together:bool=False, # also a row `all` where a data set has several fake methods, each real counted once
 )->pd.DataFrame: # one row per (dataset, quality, method)
     "Each manipulation against the reals: AUC with interval, AP, accuracy, EER, TPR at two FPR, partial AUC at both levels, counts, coverage"
     if policy not in POLICIES: raise HffError(f"Unknown coverage policy {policy!r}; choose from {', '.join(POLICIES)}")
     wanted = scores[scores.label.eq(1)] if methods is None else scores[scores.method.isin(methods)]
     if wanted.empty: raise HffError(f"No frames of {list(methods or ['a fake method'])} in the score table; it has {sorted(set(scores.method))}")
-    rows = []
-    for (d,q,m),_ in wanted.groupby(['dataset','quality','method'], sort=True, observed=True):
+    rows, todo = [], list(wanted.groupby(['dataset','quality','method'], sort=True, observed=True).groups)
+    if together: todo += [(d, q, 'all') for (d,q),t in wanted[wanted.label.eq(1)].groupby(['dataset','quality'], sort=True, observed=True) if t.method.nunique()>1]
+    for d,q,m in todo:
         s = against_real(scores, d, q, m)
         if (c := coverage(s)) < min_coverage and policy=='strict':
             raise HffError(f"{d} {m} {q}: only {c:.1%} of the listed videos were scored; mend them or pass min_coverage={np.floor(c*100)/100:g}")
