@@ -288,7 +288,7 @@ def _readable(t, pool):
         name = ' '.join(filter(None, (r['dataset'], r['quality'], r['method'])))
         lines = [f"{name}: {r['n_fake']} fake and {r['n_real']} real videos, {r['n_frames']} frames; videos by {pool}"]
         rows = [(label, *(_cell(r, level, k) for level in ('frame', 'video'))) for label, k in _SHOWN.items()]
-        lines += [f"  {a:28}{b:>24}{c:>24}" for a, b, c in [('', 'frame level', 'video level'), *rows]]
+        lines += [f"  {a:26}{b:>26}{c:>26}" for a, b, c in [('', 'frame level', 'video level'), *rows]]
         blocks.append('\n'.join(lines))
     return '\n\n'.join(blocks)
 
@@ -301,7 +301,7 @@ def _cell(r, level, k):
     if k=='auc': return f"{g('auc'):.3f} ({g('lo'):.3f} to {g('hi'):.3f})"
     if k=='ap': return f"{g('ap'):.3f} ({g('prevalence'):.3f})"
     if k=='acc': return f"{g('acc_real'):.3f} / {g('acc_fake'):.3f}"
-    return g(k) if isinstance(g(k), str) else f'{g(k):.3f}'
+    return g(k).replace('not resolvable, one real is', 'n/a, one real is') if isinstance(g(k), str) else f'{g(k):.3f}'
 
 def _print_calibration(run, s, pool):
     "ECE, Brier and NLL before and after"
