@@ -226,6 +226,13 @@ def _open(
         raise HffError(f"{faces}: crops are {size[1]} x {size[0]} pixels, the recipe wants {recipe.image_size}; extract the faces with that size")
     return parts, data
 
+def _cropping(
+    faces:Path, # folder of crops
+)->dict|None: # margin, align, detector, landmarks; None when the folder does not say
+    "How the crops were made, for whoever uses the network later"
+    if not (faces/'faces.json').is_file(): return None
+    return {k: v for k, v in read_json(faces/'faces.json').items() if k in ('margin', 'align', 'detector', 'landmarks')}
+
 def _score(
     model, # on the accelerator's device
     table:pd.DataFrame, # faces
@@ -279,7 +286,7 @@ class _Run:
     def write(self, better):
         "Weights when they are the best so far, log, state: in this order"
         from hff.checkpoints import save_checkpoint
-        if better: save_checkpoint(self.model, self.run/'model.safetensors', recipe=self.recipe)
+        if better: save_checkpoint(self.model, self.run/'model.safetensors', recipe=self.recipe, cropping=_cropping(self.faces))
         with atomic(self.run/'log.csv') as tmp: pd.DataFrame(self.log).to_csv(tmp, index=False, float_format='%.6g', lineterminator='\n')
         save_state(dict(model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), epoch=self.epoch, log=self.log, best=self.best), self.run/'state.pt')
 
