@@ -125,7 +125,9 @@ def _decoded(path)->Iterator:
     "Frames in order"
     n = 0
     for packet in _packets(path):
-        for f in packet.decode():
+        try: frames = packet.decode()
+        except av.error.FFmpegError as e: raise BadVideo(path, 'cannot decode', f"{e.strerror}, after {n} frames") from e
+        for f in frames:
             yield f
             n += 1
     if not n: raise BadVideo(path, 'no frame')
