@@ -53,7 +53,7 @@ def _left_out(other): return f" (other files: {', '.join(f'{n} {k}' for k, n in 
 OWN_CHECKPOINT = 'miniff_two_stream.safetensors'
 
 def open_model(
-    checkpoint=None, # file, run folder, or a network of `create_model` or `load_checkpoint` (default: the one that ships, trained on MiniFF)
+    checkpoint=None, # file, run folder, state dict, or a network of `create_model` or `load_checkpoint` (default: the one that ships, trained on MiniFF)
     device:str|None=None, # such as cpu or cuda (default: cuda when there is one; a network that is given stays where it is)
 )->nn.Module: # in eval mode, two classes
     "The network that is to look"
@@ -70,6 +70,7 @@ def _load(checkpoint):
     if checkpoint is None:
         try: checkpoint = asset(OWN_CHECKPOINT)
         except HffError as e: raise HffError(f"This copy of hff carries no network of its own ({OWN_CHECKPOINT}): give a checkpoint, such as a run folder of 'hff train'") from e
+    if isinstance(checkpoint, dict): return load_checkpoint(checkpoint)
     path = Path(checkpoint)
     model = load_checkpoint(path/'model.safetensors' if path.is_dir() else path)
     model.origin = f'{path.name}/model.safetensors' if path.is_dir() else path.name

@@ -148,12 +148,12 @@ def _box(image, r):
         cv2.polylines(image, p, True, colour, max(1, round(width)), cv2.LINE_AA)
 
 def _label(image, r):
-    "The score on a plate at the upper left of the box, inside the picture"
+    "The score on a plate above the highest corner of the box, inside the picture"
     s, (h, w), p = _unit(image), image.shape[:2], corners(r)
     text, font, thick = f"{r['score']:.2f}", cv2.FONT_HERSHEY_SIMPLEX, max(1, round(1.6*s))
     (tw, th), _ = cv2.getTextSize(text, font, .6*s, thick)
-    pad = round(4*s)
-    x = int(np.clip(p[:,0].min(), 0, max(0, w-tw-2*pad))); y = int(np.clip(p[:,1].min()-th-2*pad, 0, max(0, h-th-2*pad)))
+    pad, (left, top) = round(4*s), min(p.round().tolist(), key=lambda q: (q[1], q[0]))
+    x = int(np.clip(left-2*s, 0, max(0, w-tw-2*pad))); y = int(np.clip(top-th-2*pad, 0, max(0, h-th-2*pad)))
     cv2.rectangle(image, (x, y), (x+tw+2*pad, y+th+2*pad), score_colour(r['score']), -1)
     cv2.putText(image, text, (x+pad, y+th+pad), font, .6*s, (255, 255, 255), thick, cv2.LINE_AA)
 
@@ -174,7 +174,7 @@ def plot_timeline(
         ax = plt.subplots(figsize=(7, 2.2), layout='constrained')[1]
     ok, lost = f[f.scored], f[~f.scored]
     ax.plot(f.time, f.score, color='.6', lw=1, zorder=1)
-    ax.scatter(ok.time, ok.score, c=[np.array(score_colour(p))/255 for p in ok.score], s=16, zorder=2)
+    ax.scatter(ok.time, ok.score, c=[np.array(score_colour(p))/255 for p in ok.score], s=16, zorder=2, clip_on=False)
     if len(lost): ax.scatter(lost.time, np.zeros(len(lost)), marker='x', color='.35', s=22, zorder=2, clip_on=False, label='not scored')
     if np.isfinite(pooled): ax.axhline(pooled, color='k', lw=1, ls='--', zorder=0, label=f'pooled {pooled:.2f}')
     ax.set(xlim=(0, max(_end(table), 1e-3)), ylim=(0, 1), xlabel='time (s)', ylabel='p(fake), uncalibrated')
