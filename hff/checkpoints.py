@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OWN', 'SCHEMAS', 'DEAD', 'rename', 'recognise', 'Report', 'open_checkpoint', 'check_same', 'check_values',
            'stored_order', 'published_config', 'inspect_checkpoint', 'load_checkpoint', 'save_checkpoint',
-           'export_state', 'to_author', 'to_deepfakebench']
+           'half_checkpoint', 'export_state', 'to_author', 'to_deepfakebench']
 
 # %% ../nbs/15_checkpoints.ipynb #841d0da7
 import dataclasses, json, re
@@ -68,6 +68,8 @@ class Report:
     fusion:str|None = None # implied by the schema, or overridden
     overrides:dict = field(default_factory=dict) # switches the caller set against the file
     recipe:dict|None = None # of the training run, if the file knows it
+    trained_on:str|None = None # data it was trained on, e.g. 'miniff', if the file knows it
+    cropping:dict|None = None # how its training faces were cut out, if the file knows it
     size:int|None = None # bytes of the file
     sha256:str|None = None # of the file
     def __str__(self):
@@ -95,7 +97,8 @@ def _metadata(path):
     with safe_open(path, 'pt') as f: text = (f.metadata() or {}).get('hff')
     try: meta = json.loads(text) if text else {}
     except ValueError: meta = None
-    if not isinstance(meta, dict) or (meta and not isinstance(meta.get('config'), dict)):
+    kinds = dict(config=dict, recipe=dict|None, trained_on=str|None, cropping=dict|None)
+    if not isinstance(meta, dict) or (meta and not all(isinstance(meta.get(k), t) for k, t in kinds.items())):
         raise HffError(f"{path} carries damaged metadata: save the model again with save_checkpoint")
     return meta
 
@@ -170,8 +173,8 @@ def _inspect(sd, meta, path, override):
     check_same(kept, {names[k]: v for k, v in want.items()}, src); check_values(kept, src, dead=schema=='hff')
     sw, two = FIDELITY[config.get('fidelity', 'author')] | config, config['name'].startswith(('fusion', 'two_stream'))
     forms = dict(kernel_order=sw['kernel_order'], fusion='z + z*a' if sw['fusion_residual'] else 'z*a') if two else {}
-    rep = Report(schema, len(sd), config, dropped, overrides=override, recipe=meta.get('recipe'), size=path and path.stat().st_size,
-        sha256=path and sha256(path), **forms)
+    known = {k: meta.get(k) for k in ('recipe', 'trained_on', 'cropping')}
+    rep = Report(schema, len(sd), config, dropped, overrides=override, size=path and path.stat().st_size, sha256=path and sha256(path), **forms, **known)
     return rep, {k: kept[n] for k, n in names.items()}
 
 def _create(config, src):
@@ -195,15 +198,38 @@ def save_checkpoint(
     model:nn.Module, # from `create_model`
     path:Path|str, # ends in .safetensors
     recipe=None, # dataclass or dict, kept in the header
+    trained_on:str|None=None, # data it was trained on, e.g. 'miniff', kept in the header
+    cropping:dict|None=None, # how its training faces were cut out, kept in the header
 )->Path: # `path`
     "Write `model` and its configuration, whole or not at all"
     path, model = Path(path), getattr(model, 'module', model)
-    if path.suffix!='.safetensors': raise HffError(f"{path.name}: checkpoints are safetensors, use a name that ends in .safetensors")
     if not hasattr(model, 'config'): raise HffError(f"this {type(model).__name__} has no `config`: only models from create_model can be saved")
     recipe = dataclasses.asdict(recipe) if dataclasses.is_dataclass(recipe) else recipe
-    text = json.dumps(dict(config=model.config, recipe=recipe), default=str, sort_keys=True)
-    with atomic(path) as tmp: save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, tmp, dict(hff=text))
+    return _write(model.state_dict(), path, dict(config=model.config, recipe=recipe, trained_on=trained_on, cropping=cropping))
+
+def _write(sd, path, meta):
+    "Tensors and the `hff` entry of the header"
+    if path.suffix!='.safetensors': raise HffError(f"{path.name}: checkpoints are safetensors, use a name that ends in .safetensors")
+    text = json.dumps({k: v for k, v in meta.items() if v is not None}, default=str, sort_keys=True)
+    with atomic(path) as tmp: save_file({k: v.detach().cpu().contiguous() for k, v in sd.items()}, tmp, dict(hff=text))
     return path
+
+# %% ../nbs/15_checkpoints.ipynb #7abe00ff
+def half_checkpoint(
+    source:Path|str, # run folder, or a checkpoint that `save_checkpoint` wrote
+    out:Path|str, # ends in .safetensors
+    trained_on:str|None=None, # data it was trained on, e.g. 'miniff' (default: what the file says)
+    cropping:dict|None=None, # how its training faces were cut out (default: what the file says)
+)->Path: # `out`
+    "Write a checkpoint again with its learned weights as float16"
+    source = Path(source)
+    source = source/'model.safetensors' if source.is_dir() else source
+    sd, meta, _ = open_checkpoint(source)
+    if not meta: raise HffError(f"{source} is no checkpoint of hff's own: load it, then save_checkpoint")
+    learned = {k for k, p in load_checkpoint(source).named_parameters() if p.requires_grad}
+    half = {k: v.half() if k in learned else v for k, v in sd.items()}
+    if bad := [k for k, v in half.items() if not v.isfinite().all()]: raise HffError(f"{source}: {bad[0]} holds numbers beyond 65504, too large for 16 bits: keep the full file")
+    return _write(half, Path(out), meta | {k: v for k, v in dict(trained_on=trained_on, cropping=cropping).items() if v is not None})
 
 # %% ../nbs/15_checkpoints.ipynb #107d9eef
 def _dead(stream):

@@ -113,11 +113,12 @@ def frame_face(
     mask:np.ndarray|None=None, # (H, W), nonzero where forged
     label:int=0, # 0 real, 1 fake
     known:np.ndarray|None=None, # (N, 2) landmarks that are given, instead of looking
+    faces:list|None=None, # of a detector, when it was asked before
 )->dict: # crop (size, size, 3), points (N, 2) in it, box, angle, found, choice; or reason
     "The crop of one frame"
-    faces, choice = None, 'given'
+    choice = 'given'
     if known is None:
-        faces = plugin(c.detector, DETECTORS)(image)
+        faces = plugin(c.detector, DETECTORS)(image) if faces is None else faces
         face, choice = choose_face(faces, policy, mask, label)
         if face is None: return dict(status='missing', reason=choice, found=len(faces))
         known = plugin(c.landmarks, LANDMARKERS)(image, face)
@@ -153,9 +154,9 @@ def clip_faces(
     except OSError as e: return [-1], [dict(status='error', reason=e.strerror or type(e).__name__)]
     return numbers.tolist(), [_unreadable(f) if isinstance(f, HffError) else f for f in found]
 
-def _safely(image, *args):
+def _safely(image, *args, **kw):
     "A picture that a detector can't digest is no reason to lose the clip"
-    try: return frame_face(image, *args)
+    try: return frame_face(image, *args, **kw)
     except Exception as e: return dict(status='error', reason=type(e).__name__)
 
 def _unreadable(e): return dict(status='missing', reason='no frame file') if str(e).startswith('No picture') else dict(status='error', reason='unreadable frame')

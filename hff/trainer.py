@@ -237,6 +237,11 @@ def _same_crops(recipe, faces):
     if differ := [f'{k}={made[k]!r}, not {v!r}' for k, v in recipe.crop.items() if k in made and made[k]!=v]:
         raise HffError(f"{faces}: the crops were made with {'; '.join(differ)}: extract the faces as the recipe says, or make the recipe for these")
 
+def _cropping(faces):
+    "How the crops were made, for whoever uses the network later; None when the folder does not say"
+    if not (faces/'faces.json').is_file(): return None
+    return {k: v for k, v in read_json(faces/'faces.json').items() if k in ('margin', 'align', 'detector', 'landmarks')}
+
 def _score(
     model, # on the accelerator's device
     table:pd.DataFrame, # faces
@@ -292,7 +297,8 @@ class _Run:
         "Weights and validation scores when they are the best so far, log, state: in this order"
         from hff.checkpoints import save_checkpoint
         if best is not None:
-            save_checkpoint(self.model, self.run/'model.safetensors', recipe=self.recipe)
+            on = '+'.join(sorted(self.parts['train'].dataset.unique()))
+            save_checkpoint(self.model, self.run/'model.safetensors', recipe=self.recipe, trained_on=on, cropping=_cropping(self.faces))
             write_scores(best, self.run/'val_scores.parquet')
         with atomic(self.run/'log.csv') as tmp: pd.DataFrame(self.log).to_csv(tmp, index=False, float_format='%.6g', lineterminator='\n')
         save_state(dict(model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), epoch=self.epoch, log=self.log, best=self.best), self.run/'state.pt')
@@ -358,9 +364,9 @@ def score_checkpoint(
     made = read_json(faces/'faces.json') if (faces/'faces.json').is_file() else {}
     if made.get('size', model.image_size)!=model.image_size: raise HffError(f"{faces}: crops are {made['size']} pixels, the network wants {model.image_size}: extract the faces with that size")
     bar = progress(total=len(t), desc='scores') if show else None
-    was = getattr(model.report, 'recipe', None) or {}
+    was = model.report.cropping or {}
     s = score_faces(model, t, faces, workers=min(4, (os.cpu_count() or 2)-1), step=bar and bar.update)
-    s.attrs['differs'] = [f'{k}: {made[k]} here, {v} in training' for k, v in (was.get('crop') or {}).items() if k in made and made[k]!=v]
+    s.attrs['differs'] = [f'{k}: {made[k]} here, {v} in training' for k, v in was.items() if k in made and made[k]!=v]
     if bar is not None: bar.close()
     return s
 
