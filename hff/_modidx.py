@@ -110,6 +110,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                          'hff.cli.miniff_build': ('cli.html#miniff_build', 'hff/cli.py'),
                          'hff.cli.miniff_verify': ('cli.html#miniff_verify', 'hff/cli.py'),
                          'hff.cli.os_cores': ('cli.html#os_cores', 'hff/cli.py'),
+                         'hff.cli.predict': ('cli.html#predict', 'hff/cli.py'),
                          'hff.cli.reproduce': ('cli.html#reproduce', 'hff/cli.py'),
                          'hff.cli.scores_compare': ('cli.html#scores_compare', 'hff/cli.py'),
                          'hff.cli.scores_export': ('cli.html#scores_export', 'hff/cli.py'),

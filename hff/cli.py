@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'miniff', 'data', 'scores', 'Preset', 'Jobs', 'Data', 'Name', 'Root', 'Quality', 'Methods', 'Split', 'Ffpp',
            'Subset', 'Test', 'Variants', 'Parts', 'Json', 'Subsets', 'Shared', 'Faces', 'reproduce', 'miniff_build',
-           'miniff_verify', 'data_info', 'data_index', 'data_verify', 'faces', 'train', 'evaluate', 'scores_export',
-           'scores_import', 'scores_compare', 'bench', 'os_cores', 'main']
+           'miniff_verify', 'data_info', 'data_index', 'data_verify', 'faces', 'train', 'evaluate', 'predict',
+           'scores_export', 'scores_import', 'scores_compare', 'bench', 'os_cores', 'main']
 
 # %% ../nbs/62_cli.ipynb #196a7d36
 import sys, warnings
@@ -310,6 +310,43 @@ def _print_calibration(run, s, pool):
     how = fit_calibration(read_scores((run if run.is_dir() else run.parent)/'val_scores.parquet'))
     typer.echo(f"temperature {how.params['temperature']:.3f}, fitted on {how.fitted_on['n_videos']} {how.fitted_on['split']} videos")
     typer.echo(calibration_table({'raw': s, 'calibrated': calibrate(s, how)}, pool).round(4).to_string(index=False))
+
+# %% ../nbs/62_cli.ipynb #1a378a0a
+@app.command(epilog="Example: hff predict clip.mp4 --overlay out --json out/clip.json")
+def predict(
+    source:Annotated[str, typer.Argument(help="a picture, a video, or a folder of them")],
+    checkpoint:Annotated[str, typer.Option(help="file or run folder (default: the one that ships, trained on MiniFF)")]='',
+    frames:Annotated[int, typer.Option(help="of a video, evenly spaced")]=32,
+    faces:Annotated[str, typer.Option(help="of a frame: largest, or all")]='largest',
+    pool:Annotated[str, typer.Option(help="frames to a file: mean, median, max, mean_logit")]='mean',
+    json:Annotated[str, typer.Option(help="write everything here, .json")]='',
+    csv:Annotated[str, typer.Option(help="write one row per frame and face here, .csv")]='',
+    overlay:Annotated[str, typer.Option(help="folder for pictures and videos with boxes, scores and heat maps, and time lines")]='',
+    heat:Annotated[str, typer.Option(help="heat map of the overlay: gradcam, attention, or none")]='gradcam',
+    margin:Annotated[float, typer.Option(help="side of the crop over that of the landmarks (default: as trained)")]=0.,
+    align:Annotated[bool|None, typer.Option('--align/--upright', help="turn until the eyes lie level (default: as trained)")]=None,
+    detector:Annotated[str, typer.Option(help="mtcnn, dlib, whole, or module:function (default: as trained)")]='',
+    device:Annotated[str, typer.Option(help="cpu, cuda, ... (default: cuda when there is one)")]='',
+):
+    "p(fake) of faces in pictures and videos: a table, a JSON file, overlays, a time line."
+    from hff.inference import list_files, open_model, predict, summary, write_json_report
+    from hff.paths import atomic
+    if heat not in ('gradcam', 'attention', 'none'): raise HffError(f"--heat {heat!r}: choose from gradcam, attention, none")
+    if json and not json.endswith('.json'): raise HffError(f"--json {json}: use a name that ends in .json")
+    list_files(source)                                             # a wrong name fails before the network is read
+    model = open_model(checkpoint or None, device or None)
+    t = predict(source, model, frames=frames, faces=faces, pool=pool, margin=margin or None, align=align, detector=detector or None)
+    typer.echo(summary(t).round(3).to_string(index=False))
+    for k in ('note', 'calibration'): _note(t.attrs[k])
+    if skipped := t.attrs['skipped']: _note('not pictures or videos, left out: '+', '.join(f'{n} x {k}' for k, n in skipped.items()))
+    if json: write_json_report(t, json)
+    if csv:
+        with atomic(csv) as f: t.to_csv(f, index=False, float_format='%.6g', lineterminator='\n')
+    if overlay:
+        from hff.overlays import write_overlays
+        done = write_overlays(t, source, overlay, model if heat!='none' else None, heat if heat!='none' else 'gradcam')
+        typer.echo(done.to_string(index=False))
+    if not t.status.eq('ok').any(): raise HffError(f"No face was scored in {source}: the table says why")
 
 # %% ../nbs/62_cli.ipynb #e8a182ac
 @scores.command('export', epilog="Example: hff scores export runs/mini/two_stream-F2F-c23-s0-0123abcd --out two_stream.scores.csv")
