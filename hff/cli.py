@@ -22,7 +22,7 @@ app = typer.Typer(help="Face forgery detection with high-frequency features: dat
                   add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 miniff = typer.Typer(help="The small benchmark that the package makes itself.", no_args_is_help=True, rich_markup_mode=None)
 data = typer.Typer(help="Data sets as their publishers give them: what to expect, what is there, one table of it.", no_args_is_help=True, rich_markup_mode=None)
-scores = typer.Typer(help="Score files: compare two detectors, calibrate, exchange with other tools.", no_args_is_help=True, rich_markup_mode=None)
+scores = typer.Typer(help="Score files: compare detectors, exchange with other tools.", no_args_is_help=True, rich_markup_mode=None)
 for name, group in dict(miniff=miniff, data=data, scores=scores).items(): app.add_typer(group, name=name)
 
 Preset = Annotated[str, typer.Option(help="smoke, mini, paper, or a YAML file of your own")]
@@ -148,8 +148,15 @@ def data_verify(
     if out:
         with atomic(out) as f: t.to_csv(f, index=False, lineterminator='\n')
     extra = [f for base, folder in roots.items() for f in unexpected_files(m, folder, base)]
-    typer.echo('\n'.join(verify_lines(t, _published(m, options), extra)))
+    typer.echo('\n'.join([*verify_lines(t, _published(m, options), extra), *_oddities(name, root, options)]))
     if (c := coverage_of(t))<min_coverage: raise HffError(f"{root}: {c:.2%} of the videos are there and whole, {min_coverage:.2%} are wanted; the lines above say what is wrong")
+
+def _oddities(name, root, options):
+    "What the files' names leave open"
+    from hff.readers import source_report
+    r = source_report(name, root, **options)
+    r = r[r.finding.isin(['name matches no pattern', 'fake without mask'])]
+    return [f'{x.finding}: {x.videos} in {x.folder}, first {x.first}' for x in r.itertuples()]
 
 def _published(m, options):
     "Counts of the publishers for the data sets and the test definition of a manifest"
@@ -157,7 +164,9 @@ def _published(m, options):
     from hff.info import known_counts
     from hff.readers import SOURCES
     known = pd.concat([known_counts(d).assign(dataset=d) for d in m.dataset.unique() if d in SOURCES] or [known_counts('folder').assign(dataset='')])
-    return known[known.definition==('own' if options.get('test')=='own' else '')] if 'subset' not in options else known[known.definition.str.startswith('subset')]
+    subset = next((r.removeprefix('official:') for r in m['rule'].unique() if r.startswith('official:subset')), '')
+    known = known[known.definition==(subset or ('own' if options.get('test')=='own' else ''))]
+    return known[known.split.isin(m.split)] if {'parts', 'subset'} & set(options) else known
 
 # %% ../nbs/62_cli.ipynb #6fa94247
 @app.command(epilog="Example: hff faces data/manifests/celebdf_v2.parquet --root /data/Celeb-DF-v2 --preset paper --out data/faces/celebdf_v2")
@@ -344,7 +353,7 @@ def predict(
         with atomic(csv) as f: t.to_csv(f, index=False, float_format='%.6g', lineterminator='\n')
     if overlay:
         from hff.overlays import write_overlays
-        done = write_overlays(t, source, overlay, model if heat!='none' else None, heat if heat!='none' else 'gradcam')
+        done = write_overlays(t, source, overlay, None if heat=='none' else model, 'gradcam' if heat=='none' else heat)
         typer.echo(done.to_string(index=False))
     if not t.status.eq('ok').any(): raise HffError(f"No face was scored in {source}: the table says why")
 
@@ -361,7 +370,9 @@ def scores_export(
     from hff.paths import read_json, sha256
     p = Path(path)
     about = read_json(p/'recipe.json') if (p/'recipe.json').is_file() else {}
-    facts = dict(checkpoint=sha256(p/'model.safetensors'), seed=about.get('seed'), recipe=p.name) if about else {}
+    done = read_json(p/'done.json') if (p/'done.json').is_file() else {}
+    facts = dict(checkpoint=sha256(p/'model.safetensors'), seed=about.get('seed'), recipe=p.name, frames=about.get('frames'), face_policy=(about.get('crop') or {}).get('policy', 'auto'),
+                 device=done.get('device'), precision=done.get('precision')) if about else {}
     meta = export_videos(_scores(p), out, pool, about.get('model', p.stem), split, **facts)
     typer.echo(f"{out}\n{meta}")
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm, rankdata
 
-from .metrics import CONTROLS, POOLS, VIDEO, _compared, _pair, interval, pool_videos, rank_auc, win_matrix
+from .metrics import CONTROLS, POOLS, VIDEO, compared_rows, checked_pair, interval, pool_videos, rank_auc, win_matrix
 from .paths import HffError
 
 # %% ../nbs/42b_compare.ipynb #c46cd889
@@ -21,7 +21,7 @@ def delong(
     scores, # (detectors, n), or (n,) for one detector
 )->tuple: # AUCs (detectors,), their covariance (detectors, detectors)
     "AUC of each detector and the covariance of these AUCs, by placements from midranks"
-    S = np.stack([_pair(label, s)[1] for s in (scores if np.ndim(scores[0]) else [scores])]); y = np.asarray(label)
+    S = np.stack([checked_pair(label, s)[1] for s in (scores if np.ndim(scores[0]) else [scores])]); y = np.asarray(label)
     n1, n0 = int((y==1).sum()), int((y==0).sum())
     if min(n1, n0)<2: raise HffError(f"{n0} real and {n1} fake examples: the test needs two of each at least")
     every = rankdata(S, axis=1)
@@ -71,7 +71,7 @@ def target_draws(
     seed:int=0, # of the draws
 )->np.ndarray: # (draws,) AUC of resampled people, nan where a draw has one class only
     "AUC when people are drawn with replacement, each with all videos that show them"
-    y, s = _pair(videos.label, videos.score)
+    y, s = checked_pair(videos.label, videos.score)
     names, who = np.unique(people, return_inverse=True)
     w = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1/len(names)), size=draws).astype(float)
     W, a, b = win_matrix([[x] for x in s[y==1]], [[x] for x in s[y==0]]), w[:,who[y==1]], w[:,who[y==0]]
@@ -133,7 +133,7 @@ def deepfakebench_groups(
     scores:pd.DataFrame, # score table
 )->pd.DataFrame: # one row per name: video, label (floor of the mean), score (mean), n_videos, n_frames
     "Frames grouped by the name of their folder alone"
-    s = _compared(scores, None)
+    s = compared_rows(scores, None)
     s = s.assign(_who=s[VIDEO].astype(str).agg('/'.join, axis=1))
     g = s.groupby('video', sort=True, observed=True).agg(label=('label','mean'), score=('score','mean'), n_videos=('_who','nunique'), n_frames=('score','size'))
     return g.assign(label=np.floor(g.label).astype(int)).reset_index()

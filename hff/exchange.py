@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from .metrics import VIDEO, pool_videos, video_rows
+from .metrics import VIDEO, video_rows
 from .paths import HffError, atomic, read_json, write_json
+from .recipe import LONG_NAMES
 from .scores import check_scores, logit_of, rows_digest
 
 # %% ../nbs/41a_exchange.ipynb #82ca5c9b
@@ -148,8 +149,7 @@ def import_videos(
     return check_scores(out.assign(**more), str(path))
 
 # %% ../nbs/41a_exchange.ipynb #3c0f0a47
-_SHORT = {'Deepfakes': 'DF', 'Face2Face': 'F2F', 'FaceSwap': 'FS', 'NeuralTextures': 'NT', 'FaceShifter': 'FSh', 'DeepFakeDetection': 'DFD',
-          'Celeb-synthesis': 'CDF', 'target': 'fake'}   # as the manifest calls them
+_SHORT = LONG_NAMES | {'DeepFakeDetection': 'DFD', 'Celeb-synthesis': 'CDF', 'target': 'fake'}   # as the manifest calls them
 LAYOUTS = [   # folders in the path, data set ('' = must be given), method ('' = name of the folder), label (nan = not known from the path)
     ('original_sequences/youtube', 'ffpp', 'real', 0), ('original_sequences/actors', 'dfd', 'real', 0),
     ('manipulated_sequences/(?P<method>DeepFakeDetection)', 'dfd', '', 1), ('manipulated_sequences/(?P<method>[^/]+)', 'ffpp', '', 1),
@@ -157,7 +157,7 @@ LAYOUTS = [   # folders in the path, data set ('' = must be given), method ('' =
     *[(f'{top}You[Tt]ube-real', name, 'real', 0) for top,name in (('Celeb-DF-v1/','celebdf_v1'), ('Celeb-DF-v2/','celebdf_v2'), ('',''))],
     *[(f'{top}(?P<method>Celeb-synthesis)', name, '', 1) for top,name in (('Celeb-DF-v1/','celebdf_v1'), ('Celeb-DF-v2/','celebdf_v2'), ('',''))],
     ('DFDCP/original_videos', 'dfdcp', 'real', 0), ('DFDCP/(?P<method>method_[AB])', 'dfdcp', '', 1), ('DFDC/test', 'dfdc', '', np.nan),
-    ('manipulated_videos/(?P<method>[^/]+)', 'df1', '', 1), ('source_videos/[^/]+', 'df1', 'source_videos', 0),
+    ('manipulated_videos/(?P<method>[^/]+)', 'df1', '', 1), ('source_videos/[^/]+', 'df1', 'real', 0),
     ('UADFV/real', 'uadfv', 'real', 0), ('UADFV/(?P<method>fake)', 'uadfv', '', 1),
     ('FFIW[^/]*/source(?:/(?:train|val|test))?', 'ffiw', 'real', 0), ('FFIW[^/]*/(?P<method>target)(?:/(?:train|val|test))?', 'ffiw', '', 1)]
 _LEVEL = '(?:/(?:frames|images|faces|crops|videos))?'

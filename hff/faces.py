@@ -19,7 +19,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .clips import read_picture
 from .paths import HffError, asset, progress
 
 # %% ../nbs/21_faces.ipynb #212ae9a1

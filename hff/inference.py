@@ -19,7 +19,7 @@ from torch import nn
 
 from .checkpoints import load_checkpoint
 from .clips import PICTURES, VIDEOS, kind_of, sample
-from .extract import BOX, Cropping, _safely, _try_plugins, make_cropping
+from .extract import BOX, GEOMETRY, Cropping, make_cropping, safe_face, try_plugins
 from .faces import DETECTORS, plugin
 from .metrics import POOLS, pool_videos
 from .paths import HffError, asset, progress, write_json
@@ -98,10 +98,9 @@ def cropping_of(
     **given, # margin, align, detector, landmarks: None is 'as trained'
 )->tuple: # `Cropping`, dict from setting to where it came from: caller, checkpoint or default
     "How faces are cut out for a network"
-    names = ('margin', 'align', 'detector', 'landmarks')
-    own = {k: v for k, v in (_report(model).cropping or {}).items() if k in names}
+    own = {k: v for k, v in (_report(model).cropping or {}).items() if k in GEOMETRY}
     given = {k: v for k, v in given.items() if v is not None}
-    where = {k: 'caller' if k in given else 'checkpoint' if k in own else 'default' for k in names}
+    where = {k: 'caller' if k in given else 'checkpoint' if k in own else 'default' for k in GEOMETRY}
     return make_cropping(frames=frames, size=model.image_size, **own|given), where
 
 # %% ../nbs/44_inference.ipynb #8d5a906e
@@ -125,7 +124,7 @@ def _found(image, c, faces):
     try: found = plugin(c.detector, DETECTORS)(image)
     except Exception as e: return [dict(status='error', reason=type(e).__name__)]
     groups = [[f] for f in found] if faces=='all' and found else [found]
-    return [_safely(image, c, faces=g) for g in groups]
+    return [safe_face(image, c, faces=g) for g in groups]
 
 def _timing(path):
     "Frames a second and seconds of a video; nan for a picture"
@@ -172,7 +171,7 @@ def predict(
     files, skipped = list_files(source)
     model = open_model(checkpoint, device)
     c, where = cropping_of(model, frames, margin=margin, align=align, detector=detector, landmarks=landmarks)
-    _try_plugins(c)
+    try_plugins(c)
     rows, waiting = [], _Waiting(model, batch_size)
     with progress(total=len(files), desc='predict', bar_format='{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}') as bar:
         for i, (name, path) in enumerate(files.items()):

@@ -39,11 +39,13 @@ def source_info(
     "What to know before downloading and reading a data set"
     name, f = source_name(name), source_facts(name)
     lines = [f"{name}: {f['title']}", '', 'Expected below the folder', *_indent(f['tree'].rstrip().split('\n')), '', f"Labels  {f['labels']}", f"Splits  {f['splits']}",
-             f"Access  {f['access']}", f"Options {', '.join(source_options(name))}"]
+             f"Lists   {', '.join(f['lists']) or 'none'}", f"Access  {f['access']}", f"Options {' '.join(_flag(o) for o in source_options(name))}"]
     lines += ['', *_counts_text(name)] if f['counts'] else []
     for head, key in (('What goes wrong', 'traps'), ('Not settled', 'open')):
         if f[key]: lines += ['', head, *_indent(f'- {t}' for t in f[key])]
     return '\n'.join(lines)
+
+def _flag(option): return '--'+dict(ffpp='ffpp-root').get(option, option).replace('_', '-')   # as the command line writes it
 
 def _indent(lines): return [f'  {line}' for line in lines]
 

@@ -19,7 +19,7 @@ from torch import nn, Tensor
 
 from .clips import kind_of, read_picture
 from .datasets import normalise
-from .extract import BOX, _cut, _write_png
+from .extract import BOX, cut_face, write_png
 from .faces import crop_to_frame
 from .inference import by_frame, list_files, summary
 from .paths import HffError, atomic, progress
@@ -80,7 +80,7 @@ def frame_maps(
         keys.clear(); crops.clear()
     for i, image in _frames(path, wanted):
         for r in wanted[i].to_dict('records'):
-            keys.append((i, r['face'])); crops.append(_cut(image, np.array([r[k] for k in BOX]), size, r['angle']))
+            keys.append((i, r['face'])); crops.append(cut_face(image, np.array([r[k] for k in BOX]), size, r['angle']))
             if len(crops)>=batch_size: flush()
     if crops: flush()
     return out
@@ -313,7 +313,7 @@ def _write(t, path, folder, name, model, heat):
     try:
         maps = frame_maps(model, path, t, heat) if model is not None else {}
         if kind_of(path)!='video':
-            _write_png(folder/f'{name}.png', overlay_picture(read_picture(path), t, {face: m for (_, face), m in maps.items()}))
+            write_png(folder/f'{name}.png', overlay_picture(read_picture(path), t, {face: m for (_, face), m in maps.items()}))
             return dict(overlay=f'{name}.png', reason='')
         overlay_video(path, t, folder/f'{name}.mp4', maps)
     except BadVideo as e: return dict(reason=e.reason)

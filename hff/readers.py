@@ -204,7 +204,7 @@ def rows_df1(
 )->Iterator: # of rows
     "Rows of DeeperForensics-1.0: reals of FaceForensics++ c23, then each variant"
     root = Path(root)
-    if ffpp is None: raise HffError("DeeperForensics-1.0 borrows its real clips from FaceForensics++: give that folder too, as the option `ffpp`")
+    if ffpp is None: raise HffError("DeeperForensics-1.0 borrows its real clips from FaceForensics++: give that folder too (`ffpp=`, or --ffpp-root)")
     if test not in ('ffpp','own'): raise HffError(f"No test definition {test!r}: choose ffpp or own")
     listed, official = _df1_lists(root), {v: s for s, pairs in read_splits(ffpp).items() for p in pairs for v in p}
     target = {v: parse_name('df1', 1, v)[0] for v in listed}
@@ -406,7 +406,7 @@ def source_report(
 def _findings(name, rows, here):
     "Finding -> file names, for the rows of one folder"
     files = {r['path'].rpartition('/')[2]: r for r in rows}
-    known = lambda r: name=='folder' or re.fullmatch(PATTERNS[name][r['label']], r['video'])
+    known = lambda r: r['dataset'] not in PATTERNS or re.fullmatch(PATTERNS[r['dataset']][r['label']], r['video'])
     return {'listed, absent': [n for n, r in files.items() if r['status']=='missing'],
             'present, unlisted': [n for n in list_folder(here) if n not in files and not n.endswith(('.json','.csv','.txt','.md','.parquet'))],
             'name matches no pattern': [n for n, r in files.items() if not known(r)],

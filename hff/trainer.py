@@ -19,7 +19,8 @@ import torch
 from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader
 
-from .datasets import FaceDataset, augment, epoch_batches, normalise
+from .datasets import FaceDataset, augment, decoders, epoch_batches, normalise
+from .extract import GEOMETRY
 from .losses import make_loss
 from .manifest import read_table, select
 from .metrics import frame_auc, video_auc
@@ -159,9 +160,9 @@ def train_epoch(
 
 def _as_is(batch): return batch      # the data set gives whole batches
 
-def _last(x): return x.contiguous(memory_format=torch.channels_last)   # about a quarter faster on a CPU
+def _last(x): return x.contiguous(memory_format=torch.channels_last)
 
-def _workers(data): return 0 if data.pictures is not None else min(8, (os.cpu_count() or 2)-1)   # decoding processes
+def _workers(data): return 0 if data.pictures is not None else decoders()
 
 # %% ../nbs/40_trainer.ipynb #bd0b8d57
 def validate(
@@ -177,10 +178,10 @@ def validate(
 def is_better(
     new:dict, # from `validate`
     best:dict, # of the best epoch so far, or empty
-    select:str, # val_video_auc or last
+    criterion:str, # val_video_auc or last
 )->bool: # keep the new one?
     "Does the new epoch replace the best one?"
-    if not best or select=='last': return True
+    if not best or criterion=='last': return True
     return (new['val_video_auc'], -new['val_loss']) > (best['val_video_auc'], -best['val_loss'])
 
 # %% ../nbs/40_trainer.ipynb #d2193252
@@ -240,7 +241,7 @@ def _same_crops(recipe, faces):
 def _cropping(faces):
     "How the crops were made, for whoever uses the network later; None when the folder does not say"
     if not (faces/'faces.json').is_file(): return None
-    return {k: v for k, v in read_json(faces/'faces.json').items() if k in ('margin', 'align', 'detector', 'landmarks')}
+    return {k: v for k, v in read_json(faces/'faces.json').items() if k in GEOMETRY}
 
 def _score(
     model, # on the accelerator's device
@@ -254,7 +255,7 @@ def _score(
     from accelerate.utils import gather_object
     rank, world = accelerator.process_index, accelerator.num_processes
     mine, big = table.iloc[rank::world], len(table)/world*recipe.image_size**2*3 > 1e9
-    s = score_faces(model, mine, faces, 32, recipe.blank_face, workers=min(8, (os.cpu_count() or 2)-1) if big else 0, step=step)
+    s = score_faces(model, mine, faces, 32, recipe.blank_face, workers=decoders() if big else 0, step=step)
     parts = gather_object([s.assign(_at=range(rank, len(table), world))])
     return pd.concat(parts).sort_values('_at').drop(columns='_at').reset_index(drop=True)
 
@@ -365,7 +366,7 @@ def score_checkpoint(
     if made.get('size', model.image_size)!=model.image_size: raise HffError(f"{faces}: crops are {made['size']} pixels, the network wants {model.image_size}: extract the faces with that size")
     bar = progress(total=len(t), desc='scores') if show else None
     was = model.report.cropping or {}
-    s = score_faces(model, t, faces, workers=min(4, (os.cpu_count() or 2)-1), step=bar and bar.update)
+    s = score_faces(model, t, faces, workers=decoders(4), step=bar and bar.update)
     s.attrs['differs'] = [f'{k}: {made[k]} here, {v} in training' for k, v in was.items() if k in made and made[k]!=v]
     if bar is not None: bar.close()
     return s

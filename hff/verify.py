@@ -16,7 +16,7 @@ from .clips import PICTURES, VIDEOS, kind_of, lmdb_folder, lmdb_get, lmdb_names,
 from .faces import pmap
 from .manifest import check_manifest
 from .paths import HffError
-from .video import BadVideo, _decoded, probe_video
+from .video import BadVideo, decoded_frames, probe_video
 
 # %% ../nbs/23e_verify.ipynb #5fdf214c
 STATUS = ['have', 'missing', 'mismatch', 'unreadable']
@@ -62,7 +62,7 @@ def _video(path, deep):
 
 def _decode(path, packets):
     "Fault that shows when every frame is decoded, or nothing"
-    try: good = [not f.is_corrupt for f in _decoded(path)]
+    try: good = [not f.is_corrupt for f in decoded_frames(path)]
     except BadVideo as e: return dict(status='unreadable', reason=e.reason)
     if not all(good): return dict(status='unreadable', reason=f'{good.count(False)} of {len(good)} frames are damaged')
     return dict(status='mismatch', reason=f'{len(good)} of {packets} frames can be decoded') if len(good)<packets else {}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import cv2, numpy as np
 
-from hff.faces import read_picture
+from hff.clips import read_picture
 from hff.sources import FFPP_FOLDERS
 from hff.video import write_mask_video, write_video
 
