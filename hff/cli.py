@@ -448,6 +448,8 @@ def main(
 )->int: # exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted
     "Run the command line; a mistake is one line on standard error"
     warnings.showwarning = _show_warning
+    words = sys.argv[1:] if args is None else args
+    if '' in words: _note(f"argument {words.index('')+1} is empty: a name or a path is missing"); return 2
     try: return app(args=args, prog_name='hff', standalone_mode=False) or 0
     except HffError as e: print(f"hff: {e}", file=sys.stderr); return 1
     except (KeyboardInterrupt, typer.Abort): print("hff: interrupted; finished work is kept, the same command goes on", file=sys.stderr); return 130

@@ -31,6 +31,7 @@ def list_files(
     source:Path|str, # a picture, a video, or a folder of them
 )->tuple: # dict from name (POSIX, below the folder) to path, sorted; count of other files by suffix
     "Files to look at, and what was left out"
+    if not str(source): raise HffError("No source: give a picture, a video or a folder")
     source, seen, files, other = Path(source), set(), {}, Counter()
     if not source.is_dir():
         if not kind_of(source): raise HffError(f"No picture, video or folder {source}: check the path")

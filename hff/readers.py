@@ -210,7 +210,8 @@ def rows_df1(
     target = {v: parse_name('df1', 1, v)[0] for v in listed}
     where, rule = (official, 'official:ffpp') if test=='ffpp' else ({target[v]: s for v, s in listed.items()}, 'official')
     for r in rows_ffpp(ffpp, 'c23', ('real',)):
-        yield r | dict(dataset='df1', quality='', base='ffpp', split=where.get(r['video'], 'unused'), rule=rule)
+        yield r | dict(dataset='df1', quality='', base='ffpp',      # as of the fakes, which state none; the path says c23
+                        split=where.get(r['video'], 'unused'), rule=rule)
     for variant in _df1_variants(root, variants):
         folder = _folder(root, f'manipulated_videos/{variant}')
         here = set(_clips(root/folder))

@@ -216,11 +216,11 @@ def test_df1_two_definitions(tree):
     a, b = read(t, 'df1'), read(t, 'df1', test='own')
     assert set(a[a.split=='test'].target)=={'004','005'} and set(b[b.split=='test'].target)=={'002','003'}
     real = a[a.label==0]
-    assert set(real.base)=={'ffpp'} and set(real.quality)=={'c23'} and real.path.str.startswith('original_sequences/youtube/c23').all()
+    assert set(real.base)=={'ffpp'} and set(real.quality)=={''} and real.path.str.startswith('original_sequences/youtube/c23').all()
     assert set(a[a.label==1].method)=={'end_to_end','end_to_end_level_3'} and a[a.label==1].base.eq('').all()
     assert not a.path.str.contains('source_videos').any() and set(a.rule)=={'official:ffpp'} and set(b.rule)=={'official'}
     assert set(read(t, 'df1', variants='end_to_end').method)=={'real','end_to_end'}
-    with pytest.raises(HffError, match='option `ffpp`'): read_source('df1', t['root'])
+    with pytest.raises(HffError, match='ffpp-root'): read_source('df1', t['root'])
     with pytest.raises(HffError, match='train.json'): read_source('df1', t['root'], ffpp=t['root'])
     (t['root']/'manipulated_videos/end_to_end/000_M101.mp4').unlink()
     assert report(t, 'df1')=={('listed, absent', 'manipulated_videos/end_to_end'): (1, '000_M101.mp4')}
