@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'miniff', 'data', 'scores', 'Preset', 'Jobs', 'Data', 'Name', 'Root', 'Quality', 'Methods', 'Split', 'Ffpp',
-           'Subset', 'Test', 'Variants', 'Parts', 'Json', 'Subsets', 'Shared', 'Faces', 'reproduce', 'miniff_build',
-           'miniff_verify', 'data_info', 'data_index', 'data_verify', 'faces', 'train', 'evaluate', 'predict',
-           'scores_export', 'scores_import', 'scores_compare', 'bench', 'os_cores', 'main']
+           'Subset', 'Test', 'Variants', 'Parts', 'Json', 'Labels', 'Subsets', 'Shared', 'Faces', 'reproduce',
+           'miniff_build', 'miniff_verify', 'data_info', 'data_index', 'data_verify', 'faces', 'train', 'evaluate',
+           'predict', 'scores_export', 'scores_import', 'scores_compare', 'bench', 'os_cores', 'main']
 
 # %% ../nbs/62_cli.ipynb #196a7d36
 import sys, warnings
@@ -90,13 +90,14 @@ Test = Annotated[str, typer.Option(help="df1: whose test split, ffpp (default) o
 Variants = Annotated[str, typer.Option(help="df1: comma-separated folders of manipulated_videos (default: all)")]
 Parts = Annotated[str, typer.Option(help="dfdc: comma-separated, of train,validation,test (default: those that are there)")]
 Json = Annotated[str, typer.Option(help="deepfakebench: its JSON file, or the folder of all")]
+Labels = Annotated[str, typer.Option(help="deepfakebench: comma-separated label names, e.g. FF-real,FF-DF; DF_real is used only when it is named")]
 Subsets = Annotated[str, typer.Option(help="deepfakebench: comma-separated names of JSON files, e.g. FF-DF,Celeb-DF-v2")]
 Shared = Annotated[bool, typer.Option('--exclude-shared-sources', help="ffpp: set aside training ids whose YouTube video is also in another split")]
 
-def _options(quality, methods, split, ffpp, subset, test, variants, parts, json, files, shared):
+def _options(quality, methods, split, ffpp, subset, test, variants, parts, json, files, labels, shared):
     "The options that were given"
     given = dict(quality=quality, methods=tuple(_words(methods)), split=split, ffpp=ffpp, subset=subset, test=test, variants=tuple(_words(variants)),
-                 parts=tuple(_words(parts)), json=json, files=tuple(_words(files)), exclude_shared_sources=shared)
+                 parts=tuple(_words(parts)), json=json, files=tuple(_words(files)), labels=tuple(_words(labels)), exclude_shared_sources=shared)
     return {k: v for k, v in given.items() if v}
 
 @data.command('info', epilog="Example: hff data info celebdf_v2")
@@ -113,7 +114,7 @@ def data_index(
     name:Name, root:Root,
     out:Annotated[str, typer.Option(help="manifest to write, .parquet (default: data/manifests/NAME.parquet)")]='',
     quality:Quality='', methods:Methods='', split:Split='', ffpp:Ffpp='', subset:Subset='', test:Test='', variants:Variants='', parts:Parts='',
-    json:Json='', files:Subsets='', shared:Shared=False,
+    json:Json='', files:Subsets='', labels:Labels='', shared:Shared=False,
 ):
     "Write the manifest: one row for each listed video, present or not."
     from hff.manifest import counts, read_manifest
@@ -121,10 +122,17 @@ def data_index(
     from hff.readers import index_source, source_name
     path = Path(out or data_dir()/f'manifests/{source_name(name)}.parquet')
     if path.suffix!='.parquet': raise HffError(f"{path}: a manifest ends in .parquet")
-    n = index_source(name, root, path, **_options(quality, methods, split, ffpp, subset, test, variants, parts, json, files, shared))
+    n = index_source(name, root, path, **_options(quality, methods, split, ffpp, subset, test, variants, parts, json, files, labels, shared))
     m = read_manifest(path)
     rules = ', '.join(m['rule'].unique()) if 'rule' in m else 'official'
+    _unlisted(m, {'': root} | ({'ffpp': ffpp} if ffpp else {}))
     typer.echo(f"{counts(m).to_string()}\n{n} videos, {int(m.status.eq('missing').sum())} of them not there; split: {rules}\n{path}")
+
+def _unlisted(m, roots):
+    "Say what lies there without a row"
+    from hff.verify import unexpected_files
+    extra = [f for base, folder in roots.items() for f in unexpected_files(m, folder, base)]
+    if extra: _note(f"{len(extra)} files there have no row, first {extra[0]}")
 
 @data.command('verify', epilog="Example: hff data verify ffpp /data/FaceForensics++ --quality c23 --min-coverage .99")
 def data_verify(
@@ -134,18 +142,19 @@ def data_verify(
     out:Annotated[str, typer.Option(help="write the finding for each video as CSV here")]='',
     jobs:Jobs=0,
     quality:Quality='', methods:Methods='', split:Split='', ffpp:Ffpp='', subset:Subset='', test:Test='', variants:Variants='', parts:Parts='',
-    json:Json='', files:Subsets='', shared:Shared=False,
+    json:Json='', files:Subsets='', labels:Labels='', shared:Shared=False,
 ):
     "Open every file: have, missing, mismatch, unreadable, and the counts beside the published ones."
     from hff.paths import atomic
     from hff.readers import read_source, source_name
     from hff.verify import coverage_of, unexpected_files, verify_lines, verify_manifest
     if not 0<=min_coverage<=1: raise HffError(f"--min-coverage {min_coverage}: give a share from 0 to 1")
-    name, options = source_name(name), _options(quality, methods, split, ffpp, subset, test, variants, parts, json, files, shared)
+    name, options = source_name(name), _options(quality, methods, split, ffpp, subset, test, variants, parts, json, files, labels, shared)
     m = read_source(name, root, **options)
     roots = {'': root} | ({'ffpp': ffpp} if ffpp else {})
     t = verify_manifest(m, roots, jobs or os_cores(), deep)
     if out:
+        _suffix(out, '.csv')
         with atomic(out) as f: t.to_csv(f, index=False, lineterminator='\n')
     extra = [f for base, folder in roots.items() for f in unexpected_files(m, folder, base)]
     typer.echo('\n'.join([*verify_lines(t, _published(m, options), extra), *_oddities(name, root, options)]))
@@ -199,7 +208,9 @@ def faces(
     if m.get('frames') is not None and settings.get('detector')!='whole': _note('these are crops that others made; --detector whole takes them as they are')
     folder = extract_faces(m, {'': root} | ({'ffpp': ffpp} if ffpp else {}), out or None, jobs or os_cores(), shard=_share(shard), **settings)
     if shard: typer.echo(f"share {shard} is done in {folder}; when all shares are, run the command without --shard"); return
-    typer.echo(f"{face_counts(read_faces(folder)).to_string(index=False)}\n{folder}")
+    t = read_faces(folder)
+    typer.echo(f"{face_counts(t).to_string(index=False)}\n{folder}")
+    if not t.status.eq('ok').any(): raise HffError(f"No face was cut out: the reasons stand above; is --root {root} right?")
 
 def _share(text):
     "k/n as numbers"
@@ -263,6 +274,9 @@ def evaluate(
     "Frame and video AUC, AP, accuracy, EER, TPR of a run, a score file, or a checkpoint on other faces; with intervals over videos."
     from hff.scores import write_scores
     p = Path(path)
+    _suffix(out, '.csv', path); _suffix(scores_out, '.parquet', path)
+    if not faces and (scores_out or split!='test'): raise HffError("--split and --scores-out need --faces, the crops to be scored")
+    if temperature and not ((p if p.is_dir() else p.parent)/'val_scores.parquet').is_file(): raise HffError(f"--temperature needs the validation scores of a run: {path} has no val_scores.parquet")
     if faces:
         from hff.trainer import score_checkpoint
         s = score_checkpoint(p, faces, split)
@@ -271,6 +285,11 @@ def evaluate(
     else: s = _scores(p)
     _print_metrics(s, pool, policy, out)
     if temperature: _print_calibration(p, s, pool)
+
+def _suffix(out, suffix, *inputs):
+    "A file to write is called what it is, and is not one that was read"
+    if out and not out.endswith(suffix): raise HffError(f"{out}: this file ends in {suffix}")
+    if out and any(Path(out).resolve()==Path(i).resolve() for i in inputs): raise HffError(f"{out} is the file that is read: give another name")
 
 def _scores(p):
     "Score table of a run folder or a file"
@@ -341,8 +360,10 @@ def predict(
     from hff.inference import list_files, open_model, predict, summary, write_json_report
     from hff.paths import atomic
     if heat not in ('gradcam', 'attention', 'none'): raise HffError(f"--heat {heat!r}: choose from gradcam, attention, none")
-    if json and not json.endswith('.json'): raise HffError(f"--json {json}: use a name that ends in .json")
-    list_files(source)                                             # a wrong name fails before the network is read
+    _suffix(json, '.json', source); _suffix(csv, '.csv', source)
+    list_files(source)                                             # a wrong name fails before the network is read,
+    for f in (json, csv, overlay and f'{overlay}/.'):              # a place where nothing can be written before anything is scored
+        if f: Path(f).parent.mkdir(parents=True, exist_ok=True)
     model = open_model(checkpoint or None, device or None)
     t = predict(source, model, frames=frames, faces=faces, pool=pool, margin=margin or None, align=align, detector=detector or None)
     typer.echo(summary(t).round(3).to_string(index=False))
@@ -387,13 +408,17 @@ def scores_import(
     dataset:Annotated[str, typer.Option(help="name of the data set, where the paths do not say")]='',
     quality:Annotated[str, typer.Option(help="raw, c23 or c40, where the paths do not say")]='',
     logit:Annotated[bool, typer.Option('--logit', help="the scores are logits, not probabilities")]=False,
+    identity:Annotated[str, typer.Option(help="regular expression with (?P<video>...) and (?P<frame>...) for paths of no known layout")]='',
 ):
     "Read another tool's score file; videos are told apart by the whole path."
     from hff.exchange import import_frames, import_videos
     from hff.metrics import coverage_line
     from hff.scores import write_scores
+    _suffix(out, '.parquet', path)
+    if fake not in (0, 1) and not path.endswith('.scores.csv'): raise HffError("--fake must be said: 1 when label 1 and a high score mean fake in that file, 0 when they mean real")
     if path.endswith('.scores.csv'): s = import_videos(path)
-    else: s = import_frames(path, fake=fake, path_column=path_column, label_column=label_column, score_column=score_column, dataset=dataset, quality=quality, logit=logit)
+    else: s = import_frames(path, fake=fake, path_column=path_column, label_column=label_column, score_column=score_column, dataset=dataset, quality=quality, logit=logit,
+                           **(dict(identity=identity) if identity else {}))
     write_scores(s, out)
     typer.echo(f"{coverage_line(s)}\n{out}")
 
@@ -407,6 +432,7 @@ def scores_compare(
     "Paired DeLong test of video AUCs on the videos that all have scored, with Holm's correction."
     from hff.compare import compare
     from hff.paths import atomic
+    _suffix(out, '.csv', reference, *others)
     names = _names([reference, *others])
     t = compare({n: _scores(Path(p)) for n, p in names.items()}, next(iter(names)), pool=pool)
     typer.echo(t.round(4).to_string(index=False))
@@ -416,7 +442,7 @@ def scores_compare(
 def _names(paths):
     "Short names, each once"
     short = [Path(p).name for p in paths]
-    if len(set(paths))<len(paths): raise HffError(f"{paths[0]}: the same file is named twice")
+    if len({Path(p).resolve() for p in paths})<len(paths): raise HffError(f"{paths[0]}: the same file is named twice")
     return dict(zip(short if len(set(short))==len(short) else paths, paths))
 
 # %% ../nbs/62_cli.ipynb #f4b31c70
@@ -450,10 +476,14 @@ def main(
     warnings.showwarning = _show_warning
     words = sys.argv[1:] if args is None else args
     if '' in words: _note(f"argument {words.index('')+1} is empty: a name or a path is missing"); return 2
-    try: return app(args=args, prog_name='hff', standalone_mode=False) or 0
+    try:
+        code = app(args=args, prog_name='hff', standalone_mode=False) or 0
+        if code==130: raise KeyboardInterrupt                                       # typer has swallowed it
+        return code
     except HffError as e: print(f"hff: {e}", file=sys.stderr); return 1
     except (KeyboardInterrupt, typer.Abort): print("hff: interrupted; finished work is kept, the same command goes on", file=sys.stderr); return 130
     except typer.Exit as e: return e.exit_code
+    except OSError as e: _note(f"{e.filename or 'a file'}: {e.strerror or e}"); return 1
     except Exception as e:
         if not hasattr(e, 'format_message'): raise      # a bug: show where
         print(f"hff: {e.format_message()} (see hff --help)", file=sys.stderr)

@@ -222,7 +222,7 @@ def _by_pattern(paths, pattern):
 
 def _refuse_paths(paths, who, where):
     "Stop at a path that no rule knows"
-    bad = who.video.eq('') | ~who.frame.str.fullmatch('[0-9]+')
+    bad = who.video.eq('') | ~who.frame.str.fullmatch('[0-9]{1,18}')
     if bad.any():
         raise HffError(f"{where}: {bad.sum()} of {len(paths)} paths are of no known layout, first {paths[bad].iloc[0]}; "
                        "give identity= as a pattern with (?P<video>...) and (?P<frame>...)")

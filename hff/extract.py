@@ -9,6 +9,7 @@ __all__ = ['BOX', 'GEOMETRY', 'FACE_COLUMNS', 'Cropping', 'roots_of', 'clip_path
 
 # %% ../nbs/23f_extraction.ipynb #10d5827b
 import hashlib, json, shutil, signal, sys
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from .clips import list_frames, read_picture, sample
 from .faces import DETECTORS, LANDMARKERS, WorkerDied, choose_face, crop, place, plugin, pmap, to_crop
@@ -274,9 +276,36 @@ def extract_faces(
     try_plugins(c)
     key = faces_id(manifest, roots, **asdict(c))
     out = Path(out) if out else data_dir()/'faces'/key
+    _refuse_folder(out, roots)
     if (out/'faces.json').is_file() and (old := read_json(out/'faces.json')['id'])!=key:
         raise HffError(f"{out} holds the faces of other data or settings ({old}, not {key}): choose another folder or delete it")
     if (out/'faces.parquet').is_file(): return out
+    with _alone_in(out) if shard is None else nullcontext():
+        return _extract(manifest, roots, out, c, key, jobs, compress, shard)
+
+def _refuse_folder(out, roots):
+    "Crops go into a folder of their own, never among the user's files"
+    if any(out.resolve()==r.resolve() for r in roots.values()): raise HffError(f"{out} is the data set itself: give another folder for the crops")
+    if out.exists() and not out.is_dir(): raise HffError(f"{out} is a file: give a folder for the crops")
+    if out.is_dir() and not (out/'faces.json').is_file() and any(p.name!='.lock' for p in out.iterdir()): raise HffError(f"{out} holds other files: give an empty or a new folder for the crops")
+
+@contextmanager
+def _alone_in(out):
+    "Hold the folder of crops for this process"
+    try: out.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise HffError(f"Cannot make {out}: {e.strerror}; choose another folder") from e
+    lock = FileLock(out/'.lock')
+    try: lock.acquire(timeout=0)
+    except Timeout as e: raise HffError(f"{out} is in use by another process: wait for it, or share the work with shards") from e
+    except OSError as e: raise HffError(f"Cannot write in {out}: {e.strerror}; choose another folder") from e
+    try: yield
+    finally: lock.release()
+
+def _extract(manifest, roots, out, c, key, jobs, compress, shard):
+    "The work itself"
+    if (out/'faces.parquet').is_file(): return out
+    if shard is None:
+        for p in out.glob('.*.tmp*'): p.unlink(missing_ok=True)                   # of a process that was killed
     write_json(dict(id=key, **asdict(c)), out/'faces.json')
     bar = progress(total=len(manifest) if not shard else None, desc='faces')
     for rows in _slices(manifest):
@@ -300,7 +329,10 @@ def try_plugins(
 ):
     "Try them once: a detector that isn't installed fails now, and not once for each frame"
     blank = np.full((96, 96, 3), 128, np.uint8)
-    plugin(c.detector, DETECTORS)(blank); plugin(c.landmarks, LANDMARKERS)(blank, dict(box=np.array([20., 20, 76, 76])))
+    for k, known, args in (('detector', DETECTORS, ()), ('landmarks', LANDMARKERS, (dict(box=np.array([20., 20, 76, 76])),))):
+        try: plugin(getattr(c, k), known)(blank, *args)
+        except HffError: raise
+        except Exception as e: raise HffError(f"{k} {getattr(c, k)} fails on a picture ({type(e).__name__}: {str(e)[:100]}): see `hff.faces` for what such a function takes and gives") from e
 
 def _slices(m, n=20_000):
     "Rows as dicts, some thousands at a time"
@@ -309,23 +341,25 @@ def _slices(m, n=20_000):
 # %% ../nbs/23f_extraction.ipynb #ddcb448b
 def _assemble(manifest, out):
     "Join the parts in the order of the manifest, then remove them"
-    (n, shape), writer, at = _size(manifest, out), None, 0
+    (n, shape), writer = _size(manifest, out), None
     with atomic(out/'landmarks.npy') as a, atomic(out/'faces.parquet') as b:
-        points = np.lib.format.open_memmap(a, 'w+', np.float32, (n, *shape))
+        points = open(a, 'wb')
+        np.lib.format.write_array_header_1_0(points, dict(descr='<f4', fortran_order=False, shape=(n, *shape)))
         try:
             for rows in _slices(manifest, 2000):
                 tables = []
                 for r in rows:
                     with np.load(_part(out, r)) as p:
                         tables.append(_rows_of(r, p))
-                        points[at+np.flatnonzero(p['status']=='ok')] = p['points'].reshape(-1, *shape)
-                        at += len(p['frames'])
+                        block = np.zeros((len(p['frames']), *shape), '<f4')
+                        block[p['status']=='ok'] = p['points'].reshape(-1, *shape)
+                        points.write(block.tobytes())
                 table = pa.Table.from_pandas(pd.concat(tables, ignore_index=True), preserve_index=False, schema=writer and writer.schema)
                 writer = writer or pq.ParquetWriter(b, table.schema)
                 writer.write_table(table)
         finally:
+            points.close()
             if writer: writer.close()
-        points.flush(); del points
     shutil.rmtree(out/'parts', ignore_errors=True)
 
 def _size(manifest, out):

@@ -62,9 +62,10 @@ def open_model(
     if not hasattr(model, 'config'): raise HffError(f"this {type(model).__name__} has no `config`: only networks of create_model and load_checkpoint can predict")
     if (n := model.config['num_classes'])!=2: raise HffError(f"the network tells {n} classes apart: a score needs two, real and fake")
     if (_report(model).recipe or {}).get('blank_face'): raise HffError("the network was trained with faces painted over (a control): it has never seen a face")
+    if device=='meta': raise HffError("device 'meta' computes nothing: try cpu")
     if device is None and model is not checkpoint: device = 'cuda' if torch.cuda.is_available() else 'cpu'
     try: return (model.to(device) if device else model).eval()
-    except (RuntimeError, AssertionError) as e: raise HffError(f"device {device!r} cannot be used ({str(e).splitlines()[0]}): try cpu") from e
+    except (RuntimeError, AssertionError, NotImplementedError) as e: raise HffError(f"device {device!r} cannot be used ({str(e).splitlines()[0]}): try cpu") from e
 
 def _load(checkpoint):
     "Network of a file, run folder or the package, with the file's name"

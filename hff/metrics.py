@@ -138,7 +138,8 @@ def video_rows(
     v = v.assign(frame=0, logit=z, status=np.where(v.n_frames>0, 'ok', np.where(error, 'error', 'missing')))
     if 'reason' in scores: v['reason'] = np.where(v.status.eq('ok'), '', g.reason.first().fillna('').to_numpy())
     for c in (c for c in scores if c.startswith('x_') and c!='x_n_frames' and g[c].nunique(dropna=False).le(1).all()): v[c] = g[c].first().to_numpy()
-    return check_scores(v.assign(x_n_frames=v.n_frames.to_numpy(int)))
+    frames = g.x_n_frames.sum().to_numpy() if 'x_n_frames' in scores and len(v)==len(scores) else v.n_frames.to_numpy()   # a table of pooled videos knows how many it had
+    return check_scores(v.assign(x_n_frames=frames.astype(int)))
 
 # %% ../nbs/42_metrics.ipynb #ae0f655a
 CONTROLS = ('touched',)   # label 0, but not the reals that fakes are compared with
@@ -317,7 +318,7 @@ def evaluate(
     for d,q,m in todo:
         s = against_real(scores, d, q, m)
         if (c := coverage(s)) < min_coverage and policy=='strict':
-            raise HffError(f"{d} {m} {q}: only {c:.1%} of the listed videos were scored; mend them or pass min_coverage={np.floor(c*100)/100:g}")
+            raise HffError(f"{d} {m} {q}: only {c:.1%} of the listed videos were scored; mend them, or say what to do: policy ok_only or impute_0.5, or min_coverage={np.floor(c*100)/100:g}")
         listed = len(s[VIDEO].drop_duplicates())
         known = dict(coverage=c, pool=pool, listed=listed, scored=round(c*listed), policy=policy)
         rows.append(dict(dataset=d, quality=q, method=m) | _row(impute_half(s) if policy=='impute_0.5' else s, pool, draws, seed) | known)

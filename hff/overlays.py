@@ -7,6 +7,7 @@ __all__ = ['HEATS', 'LOW', 'HIGH', 'heat_map', 'frame_maps', 'score_colour', 'co
            'plot_timeline', 'timeline_strip', 'rows_at', 'overlay_video', 'overlay_names', 'write_overlays']
 
 # %% ../nbs/44a_overlays.ipynb #ff8250ad
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -280,11 +281,17 @@ def overlay_names(
     "What the overlays of some files are called"
     out, taken = {}, set()
     for f in files:
-        stem, base = f.rpartition('.')[0] or f, f.replace('.', '_')
+        stem, base = (_short(x) for x in (f.rpartition('.')[0] or f, f.replace('.', '_')))
         tries = [stem, base, *(f'{base}-{i}' for i in range(2, len(files)+2))]
         out[f] = next(t for t in tries if not {t.casefold(), f'{t}_timeline'.casefold()}&taken)
         taken |= {out[f].casefold(), f'{out[f]}_timeline'.casefold()}
     return out
+
+def _short(name, most=200):
+    "A name with room for a suffix: what is too long ends in a digest"
+    folder, _, last = name.rpartition('/')
+    if len(last.encode())>most: last = last.encode()[:most-20].decode(errors='ignore')+'-'+hashlib.sha256(last.encode()).hexdigest()[:12]
+    return f'{folder}/{last}' if folder else last
 
 def write_overlays(
     table:pd.DataFrame, # from `predict`

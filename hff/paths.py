@@ -61,18 +61,24 @@ def atomic(
 ):
     "Give a temporary path beside `path` (file or folder) and rename it to `path` when the block succeeds"
     path = Path(path)
-    tmp = path.with_name(f'.{path.stem}.{os.getpid()}.tmp{path.suffix}')
+    short = path.stem if len(os.fsencode(path.name))<200 else hashlib.sha256(os.fsencode(path.stem)).hexdigest()[:16]   # a name may be as long as names can be
+    tmp = path.with_name(f'.{short}.{os.getpid()}.tmp{path.suffix}')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield tmp
         if path.is_dir() and tmp.is_dir(): shutil.rmtree(path)
         os.replace(tmp, path)
-    except OSError as e: raise HffError(f"Cannot write {path}: {e.strerror or e}; check that the folder is writable and the disk not full") from e
+    except OSError as e:
+        if e.filename and not _concerns(e, path, tmp): raise                     # another file is at fault
+        raise HffError(f"Cannot write {path}: {e.strerror or e}; check that the folder is writable and the disk not full") from e
     finally:
-        if tmp.is_dir(): shutil.rmtree(tmp, ignore_errors=True)
-        else:
-            try: tmp.unlink(missing_ok=True)
-            except OSError: pass   # the folder itself may be the thing that is missing
+        try: shutil.rmtree(tmp) if tmp.is_dir() else tmp.unlink(missing_ok=True)
+        except OSError: pass   # the folder itself may be the thing that is missing
+
+def _concerns(e, path, tmp):
+    "Is an error about the file that was to be written, or a folder above it?"
+    name = os.fsdecode(e.filename)
+    return name.startswith(str(tmp)) or Path(name) in (path, *path.parents)
 
 def write_json(
     obj, # anything `json` can write

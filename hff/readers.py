@@ -65,11 +65,12 @@ def read_celebdf_list(
     for n, line in text_lines(path, 'it comes with the download and belongs beside Celeb-real and Celeb-synthesis'):
         (flag, name), where = [*line.split(maxsplit=1), '?'][:2], f'{path} line {n}'
         folder, video = folders.get(posix_path(name, where).partition('/')[0].lower()), listed_stem(name, where)
-        if flag not in ('0','1') or folder is None: raise HffError(f"{where}: {line!r} is no line like '1 Celeb-real/id0_0000.mp4' (folders: {', '.join(out)})")
+        if flag not in ('0','1') or folder is None or '/' not in posix_path(name, where): raise HffError(f"{where}: {line!r} is no line like '1 Celeb-real/id0_0000.mp4' (folders: {', '.join(out)})")
         if (flag=='1')!=(CELEBDF_FOLDERS[folder]=='real'):
             raise HffError(f"{where}: {line!r} calls the clip {('fake','real')[int(flag)]}, its folder says otherwise; in this list 1 is real")
         if video in out[folder]: raise HffError(f"{where}: {folder}/{video} stands there a second time")
         out[folder].add(video)
+    if not any(out.values()): raise HffError(f"{path} lists nothing: fetch it again")
     return out
 
 def rows_celebdf(
@@ -96,10 +97,13 @@ def read_dfdc_json(
     out = {}
     for key, entry in json_once(path).items():
         entry = entry if isinstance(entry, dict) else {}
-        label = {'REAL': 0, 'FAKE': 1, 0: 0, 1: 1}.get(entry.get('label', entry.get('is_fake')))
+        said = entry.get('label', entry.get('is_fake'))
+        label = {'REAL': 0, 'FAKE': 1, 0: 0, 1: 1}.get(said) if isinstance(said, (str, int)) and not isinstance(said, bool) else None
+        if not isinstance(entry.get('original') or '', str): raise HffError(f"{path}: {key!r} has an original that is no name")
         if label is None: raise HffError(f"{path}: {key!r} has neither a label REAL or FAKE nor is_fake 0 or 1")
         if (v := listed_stem(key, str(path))) in out: raise HffError(f"{path}: {v} stands there twice")
         out[v] = label, listed_stem(entry['original'], f'{path}: {key}') if entry.get('original') else ''
+    if not out: raise HffError(f"{path} lists nothing: fetch it again")
     return out
 
 def read_dfdc_csv(
@@ -113,6 +117,7 @@ def read_dfdc_csv(
         if len(row)<2 or row[1] not in ('0','1'): raise HffError(f"{path} line {n}: {line!r} is no line like 'abcdefghij.mp4,1' (1 = fake)")
         if (v := listed_stem(row[0], f'{path} line {n}')) in out: raise HffError(f"{path} line {n}: {v} stands there a second time")
         out[v] = int(row[1]), ''
+    if not out: raise HffError(f"{path} lists nothing: fetch it again")
     return out
 
 def _dfdc_labels(folder):

@@ -78,6 +78,7 @@ def _check(
         if m in LONG_NAMES: raise HffError(f"Recipe: train_methods has {m!r}, which is written {LONG_NAMES[m]} here")
         if not isinstance(m, str) or not re.fullmatch(r'[A-Za-z][\w-]*', m) or m in ('real', 'touched'): raise HffError(f"Recipe: train_methods has {m!r}, no manipulation; choose from {', '.join(METHODS)}, or a method of your own data")
     if r.image_size%32 or r.image_size<=0: raise HffError(f"Recipe: image_size={r.image_size} must be a positive multiple of 32")
+    if isinstance(r.seed, bool) or not isinstance(r.seed, int) or r.seed<0: raise HffError(f"Recipe: seed={r.seed!r} must be a whole number of at least 0")
     for k in ('frames', 'epochs', 'batch_size'):
         if not isinstance(getattr(r, k), int) or getattr(r, k)<1: raise HffError(f"Recipe: {k}={getattr(r, k)!r} must be a whole number of at least 1")
     if not (isinstance(r.lr, (int, float)) and math.isfinite(r.lr) and r.lr>0):

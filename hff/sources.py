@@ -42,11 +42,16 @@ def list_folder(
 )->list: # sorted names; none when there is no such folder
     "Names of the visible files of one folder, links followed"
     try:
-        with os.scandir(folder) as it: names = sorted(e.name for e in it if not e.name.startswith('.') and (e.is_dir() if dirs else e.is_file()))
+        with os.scandir(folder) as it: names = sorted(e.name for e in it if not e.name.startswith('.') and _is(e, dirs))
     except (FileNotFoundError, NotADirectoryError): return []
     except OSError as e: raise HffError(f"Cannot list {folder}: {e.strerror}") from e
     if bad := [n for n in names if _UNFIT.search(n)]: raise HffError(f"{folder} holds a name that cannot be stored: {bad[0]!r}; rename it")
     return names
+
+def _is(entry, dirs):
+    "A link that leads nowhere, or round in a circle, is neither file nor folder"
+    try: return entry.is_dir() if dirs else entry.is_file()
+    except OSError: return False
 
 _UNFIT = re.compile('[\x00-\x1f\x7f\\\\\ud800-\udfff]')   # control characters, a backslash, bytes that are no UTF-8
 
@@ -103,6 +108,7 @@ def read_ids(
     for n, line in text_lines(path, hint):
         if (v := listed_stem(line, f'{path} line {n}')) in out: raise HffError(f"{path} line {n}: {v} stands there a second time (first in line {out[v]})")
         out[v] = n
+    if not out: raise HffError(f"{path} lists nothing: fetch it again")
     return out
 
 # %% ../nbs/23_sources.ipynb #0bb326c5
@@ -149,8 +155,9 @@ def read_splits(
         places = [root/'splits'/f'{split}.json', root/f'{split}.json']
         p = next((p for p in places if p.is_file()), None)
         if p is None: raise HffError(f"No split file {places[0]} (nor {places[1]}): copy train.json, val.json and test.json of FaceForensics++ there")
-        out[split] = pairs = [tuple(x) if isinstance(x, list) else x for x in read_json(p)]
-        if bad := [x for x in pairs if len(x)!=2 or any(parse_ffpp(str(v))[0]!=v for v in x)]: raise HffError(f"{p}: {bad[0]} is no pair of three-digit names")
+        if not isinstance(listed := read_json(p), list) or not listed: raise HffError(f"{p}: expected a list of pairs of names, and at least one: fetch it again")
+        out[split] = pairs = [tuple(x) if isinstance(x, list) else () for x in listed]
+        if bad := [x for x in pairs if len(x)!=2 or any(parse_ffpp(str(v))[0]!=v for v in x)]: raise HffError(f"{p}: {list(bad[0]) or 'an entry'} is no pair of three-digit names")
         for v in (v for x in pairs for v in x):
             if v in seen: raise HffError(f"{p}: person {v} stands there twice or is in {seen[v]} too; a split must keep people apart")
             seen[v] = split

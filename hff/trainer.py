@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader
 
 from .datasets import FaceDataset, augment, decoders, epoch_batches, normalise
-from .extract import GEOMETRY
+from .extract import GEOMETRY, read_faces
 from .losses import make_loss
 from .manifest import read_table, select
 from .metrics import frame_auc, video_auc
@@ -359,7 +359,7 @@ def score_checkpoint(
     "p(fake) of the faces of another data set"
     from hff.checkpoints import load_checkpoint
     path, faces = Path(checkpoint), Path(faces)
-    model, t = load_checkpoint(path/'model.safetensors' if path.is_dir() else path), read_table(faces/'faces.parquet')
+    model, t = load_checkpoint(path/'model.safetensors' if path.is_dir() else path), read_faces(faces)
     t = select(t, split=split) if split!='all' else t
     if frames: t = spread_frames(t, frames)
     made = read_json(faces/'faces.json') if (faces/'faces.json').is_file() else {}

@@ -112,13 +112,15 @@ def _stream(c, path):
 def _packets(path)->Iterator:
     "Packets of the video, the last one empty; every fault of the file becomes a `BadVideo`"
     path, n = Path(path), 0
-    if not path.is_file(): raise BadVideo(path, 'no file')
-    if not path.stat().st_size: raise BadVideo(path, 'empty file')
     try:
+        if not path.is_file(): raise BadVideo(path, 'no file')
+        if not path.stat().st_size: raise BadVideo(path, 'empty file')
         with av.open(str(path), metadata_errors='replace') as c:
+            if c.format.name=='image2' or c.format.name.endswith('_pipe'): raise BadVideo(path, 'a picture, not a video', mend='give it the suffix of a picture')
             for n, packet in enumerate(c.demux(_stream(c, path))):
                 if packet.is_corrupt: raise BadVideo(path, 'truncated', f'after {n} packets')
                 yield packet
+    except PermissionError as e: raise BadVideo(path, 'permission denied', mend='make it readable') from e
     except (av.error.FFmpegError, OSError) as e:
         raise BadVideo(path, 'cannot decode', f"{getattr(e, 'strerror', None) or e}, after {n} packets") from e
 
