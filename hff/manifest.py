@@ -49,7 +49,7 @@ _ELSEWHERE = r'\\|^/|^[A-Za-z]:|(?:^|/)\.\.(?:/|$)'      # backslash, absolute, 
 def _refuse(m, bad, what):
     if bad.any():
         i = bad.to_numpy().argmax()
-        raise HffError(f"Manifest row {i} ({'/'.join(str(v) for v in m.iloc[i][IDENTITY])}) has {what}; {int(bad.sum())} such rows")
+        raise HffError(f"Manifest row {i} ({'/'.join(str(v) for v in m.iloc[i][IDENTITY])[:120]}) has {what}; {int(bad.sum())} such rows")
 
 # %% ../nbs/22_manifest.ipynb #78a4bf6b
 def identity_leaks(
