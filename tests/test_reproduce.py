@@ -111,6 +111,14 @@ def test_readme_shows_the_committed_results():
     for name in ('table4_claims.md', 'table3_claims.md'): assert (ROOT/'figures/mini'/name).read_text().strip() in text, f'{name} is not in README.md as committed'
 
 
+def test_readme_shows_the_committed_speeds():
+    "The README's speeds are those of the committed benchmark"
+    text = (ROOT/'README.md').read_text()
+    loading, manifest = (pd.read_csv(ROOT/f'figures/bench/{n}.csv') for n in ('loading', 'manifest'))
+    for i in (0, 2, 3): assert f'{loading.per_second[i]:,.0f}' in text, loading.candidate[i]
+    assert f'{manifest.grew_mb[0]:,.0f} MB' in text and f"{manifest['median'][1]:.2f} s" in text
+
+
 def test_committed_tables_are_complete():
     t4, t3 = (pd.read_csv(ROOT/f'figures/mini/{n}.csv') for n in ('table4', 'table3'))
     assert len(t4)==48 and (t4.status=='measured').sum()==32 and set(t4[t4.status=='quoted'].row)=={'Face X-ray'}
