@@ -38,7 +38,9 @@ def race(
 
 def machine()->dict: # processor, cores, system, versions
     "What the figures were measured on"
-    cpu = next((l.partition(':')[2].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')), platform.processor()) if Path('/proc/cpuinfo').is_file() else platform.processor()
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text().splitlines() if info.is_file() else []
+    cpu = next((l.partition(':')[2].strip() for l in lines if l.startswith('model name')), platform.processor())
     return dict(cpu=cpu, cores=os.cpu_count(), python=platform.python_version(), torch=torch.__version__, opencv=cv2.__version__)
 
 # %% ../nbs/70_bench.ipynb #ca75cd8f
@@ -79,7 +81,8 @@ def bench_loading(
 def _million(n):
     "Rows such as a large data set gives"
     for i in range(n):
-        yield dict(dataset='dfdc', method='real' if i%5==0 else 'DFDC', quality='', video=f'v{i:09d}', split='train', label=int(i%5>0), path=f'train/dfdc_train_part_{i%50}/v{i:09d}.mp4',
+        yield dict(dataset='dfdc', method='real' if i%5==0 else 'DFDC', quality='', video=f'v{i:09d}', split='train', label=int(i%5>0),
+                   path=f'train/dfdc_train_part_{i%50}/v{i:09d}.mp4',
                    source='', target=f'v{i//5:09d}', status='have', mask='', base='', rule='official')
 
 def bench_manifest(
@@ -93,7 +96,8 @@ def bench_manifest(
         write_rows(_million(rows), p := Path(d)/'m.parquet')
         wrote, grew = time.perf_counter()-start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-before)/1024
         out = race({'open with `read_manifest`': lambda: read_manifest(p)}, rows, rounds)
-    return pd.concat([pd.DataFrame([dict(candidate='write with `write_rows`', median=wrote, per_second=rows/wrote, grew_mb=grew)]), out.drop(columns='ratio')], ignore_index=True)
+    first = pd.DataFrame([dict(candidate='write with `write_rows`', median=wrote, per_second=rows/wrote, grew_mb=grew)])
+    return pd.concat([first, out.drop(columns='ratio')], ignore_index=True)
 
 # %% ../nbs/70_bench.ipynb #fb772b78
 def bench_faces(

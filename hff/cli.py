@@ -158,7 +158,8 @@ def data_verify(
         with atomic(out) as f: t.to_csv(f, index=False, lineterminator='\n')
     extra = [f for base, folder in roots.items() for f in unexpected_files(m, folder, base)]
     typer.echo('\n'.join([*verify_lines(t, _published(m, options), extra), *_oddities(name, root, options)]))
-    if (c := coverage_of(t))<min_coverage: raise HffError(f"{root}: {c:.2%} of the videos are there and whole, {min_coverage:.2%} are wanted; the lines above say what is wrong")
+    if (c := coverage_of(t))<min_coverage:
+        raise HffError(f"{root}: {c:.2%} of the videos are there and whole, {min_coverage:.2%} are wanted; the lines above say what is wrong")
 
 def _oddities(name, root, options):
     "What the files' names leave open"
@@ -245,7 +246,8 @@ def train(
     if faces and data_root: raise HffError("Give --faces or --data-root, not both: crops are there already, or are to be cut out")
     if faces: folder, id_, crop = _crops_of(faces, want['train_methods'])
     else:
-        if odd := [m for m in want['train_methods'] if m not in METHODS]: raise HffError(f"--methods {odd[0]}: choose from {', '.join(METHODS)}, or give --faces")
+        if odd := [m for m in want['train_methods'] if m not in METHODS]:
+            raise HffError(f"--methods {odd[0]}: choose from {', '.join(METHODS)}, or give --faces")
         folder, id_, crop = *open_data(preset, data_root, jobs=jobs or os_cores(), quality=want.get('quality') or 'c23')[1:], None
     recipe = preset_recipe(preset, **want, data=id_, **({} if crop is None else dict(crop=crop, image_size=crop['size'])))
     run = train(recipe, folder, runs_root(preset))
@@ -276,7 +278,8 @@ def evaluate(
     p = Path(path)
     _suffix(out, '.csv', path); _suffix(scores_out, '.parquet', path)
     if not faces and (scores_out or split!='test'): raise HffError("--split and --scores-out need --faces, the crops to be scored")
-    if temperature and not ((p if p.is_dir() else p.parent)/'val_scores.parquet').is_file(): raise HffError(f"--temperature needs the validation scores of a run: {path} has no val_scores.parquet")
+    if temperature and not ((p if p.is_dir() else p.parent)/'val_scores.parquet').is_file():
+        raise HffError(f"--temperature needs the validation scores of a run: {path} has no val_scores.parquet")
     if faces:
         from hff.trainer import score_checkpoint
         s = score_checkpoint(p, faces, split)
@@ -320,8 +323,8 @@ def _readable(t, pool):
         blocks.append('\n'.join(lines))
     return '\n\n'.join(blocks)
 
-_SHOWN = {'AUC (95 % interval)': 'auc', 'AP (share of fakes)': 'ap', 'EER': 'eer', 'accuracy at .5, balanced': 'balanced_acc', 'accuracy real / fake': 'acc', 'TPR at FPR .1': 'tpr_at_fpr10',
-          'TPR at FPR .01': 'tpr_at_fpr01', 'partial AUC, FPR to .1': 'pauc'}
+_SHOWN = {'AUC (95 % interval)': 'auc', 'AP (share of fakes)': 'ap', 'EER': 'eer', 'accuracy at .5, balanced': 'balanced_acc', 'accuracy real / fake': 'acc',
+          'TPR at FPR .1': 'tpr_at_fpr10', 'TPR at FPR .01': 'tpr_at_fpr01', 'partial AUC, FPR to .1': 'pauc'}
 
 def _cell(r, level, k):
     "One number of a level as text"
@@ -392,7 +395,8 @@ def scores_export(
     p = Path(path)
     about = read_json(p/'recipe.json') if (p/'recipe.json').is_file() else {}
     done = read_json(p/'done.json') if (p/'done.json').is_file() else {}
-    facts = dict(checkpoint=sha256(p/'model.safetensors'), seed=about.get('seed'), recipe=p.name, frames=about.get('frames'), face_policy=(about.get('crop') or {}).get('policy', 'auto'),
+    facts = dict(checkpoint=sha256(p/'model.safetensors'), seed=about.get('seed'), recipe=p.name, frames=about.get('frames'),
+                 face_policy=(about.get('crop') or {}).get('policy', 'auto'),
                  device=done.get('device'), precision=done.get('precision')) if about else {}
     meta = export_videos(_scores(p), out, pool, about.get('model', p.stem), split, **facts)
     typer.echo(f"{out}\n{meta}")
@@ -415,7 +419,8 @@ def scores_import(
     from hff.metrics import coverage_line
     from hff.scores import write_scores
     _suffix(out, '.parquet', path)
-    if fake not in (0, 1) and not path.endswith('.scores.csv'): raise HffError("--fake must be said: 1 when label 1 and a high score mean fake in that file, 0 when they mean real")
+    if fake not in (0, 1) and not path.endswith('.scores.csv'):
+        raise HffError("--fake must be said: 1 when label 1 and a high score mean fake in that file, 0 when they mean real")
     if path.endswith('.scores.csv'): s = import_videos(path)
     else: s = import_frames(path, fake=fake, path_column=path_column, label_column=label_column, score_column=score_column, dataset=dataset, quality=quality, logit=logit,
                            **(dict(identity=identity) if identity else {}))

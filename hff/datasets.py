@@ -81,7 +81,8 @@ class FaceDataset(Dataset):
         for k, i in enumerate(map(int, idx)):
             im = self._pixels(i)
             if out is None: out = np.empty((len(idx), *im.shape), np.uint8)
-            if im.shape!=out.shape[1:]: raise HffError(f"{self.root/self.crops[i]} is {im.shape[1]}x{im.shape[0]} pixels, others {out.shape[2]}x{out.shape[1]}: extract them with one size")
+            if im.shape!=out.shape[1:]:
+                raise HffError(f"{self.root/self.crops[i]} is {im.shape[1]}x{im.shape[0]} pixels, others {out.shape[2]}x{out.shape[1]}: extract them with one size")
             out[k] = im
         return torch.from_numpy(out)
 
@@ -91,7 +92,9 @@ class FaceDataset(Dataset):
 
     def __getitems__(self, idx): return self.batch(idx)      # a loader asks for a whole batch at once
 
-    def picture(self, i): return torch.from_numpy(np.ascontiguousarray(self._pixels(i).transpose(2,0,1))) if self.pictures is None else self.pictures[i].permute(2,0,1).contiguous()
+    def picture(self, i):
+        if self.pictures is not None: return self.pictures[i].permute(2,0,1).contiguous()
+        return torch.from_numpy(np.ascontiguousarray(self._pixels(i).transpose(2,0,1)))
 
     def batch(self,
         idx, # item numbers

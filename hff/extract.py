@@ -101,7 +101,8 @@ def clip_key(
 )->str: # POSIX path below the folder of crops
     "Where a clip's crops go"
     key = '/'.join(row[k] or 'any' for k in IDENTITY)
-    if '\\' in key or any(p in ('', '.', '..') for p in key.split('/')): raise HffError(f"{key}: a data set, method or video can't be called that; it would leave the folder of crops")
+    if '\\' in key or any(p in ('', '.', '..') for p in key.split('/')):
+        raise HffError(f"{key}: a data set, method or video can't be called that; it would leave the folder of crops")
     return key
 
 def _part(out, row):
@@ -219,7 +220,8 @@ def _extract_one(job):
 def _write_part(part, numbers, found):
     ok = [f for f in found if f['status']=='ok']
     get = lambda k, default: [f.get(k, default) for f in found]
-    arrays = dict(frames=np.array(numbers, np.int64), status=get('status', ''), reason=get('reason', ''), choice=get('choice', ''), found=np.array(get('found', 0), np.int64),
+    arrays = dict(frames=np.array(numbers, np.int64), status=get('status', ''), reason=get('reason', ''), choice=get('choice', ''),
+                  found=np.array(get('found', 0), np.int64),
                   boxes=np.array(get('box', np.zeros(4)), np.float32), angle=np.array(get('angle', 0.), np.float32), points=np.array([f['points'] for f in ok], np.float32))
     with atomic(part) as tmp: np.savez(tmp, **arrays)
 
@@ -287,7 +289,8 @@ def _refuse_folder(out, roots):
     "Crops go into a folder of their own, never among the user's files"
     if any(out.resolve()==r.resolve() for r in roots.values()): raise HffError(f"{out} is the data set itself: give another folder for the crops")
     if out.exists() and not out.is_dir(): raise HffError(f"{out} is a file: give a folder for the crops")
-    if out.is_dir() and not (out/'faces.json').is_file() and any(p.name!='.lock' for p in out.iterdir()): raise HffError(f"{out} holds other files: give an empty or a new folder for the crops")
+    if out.is_dir() and not (out/'faces.json').is_file() and any(p.name!='.lock' for p in out.iterdir()):
+        raise HffError(f"{out} holds other files: give an empty or a new folder for the crops")
 
 @contextmanager
 def _alone_in(out):
@@ -332,7 +335,8 @@ def try_plugins(
     for k, known, args in (('detector', DETECTORS, ()), ('landmarks', LANDMARKERS, (dict(box=np.array([20., 20, 76, 76])),))):
         try: plugin(getattr(c, k), known)(blank, *args)
         except HffError: raise
-        except Exception as e: raise HffError(f"{k} {getattr(c, k)} fails on a picture ({type(e).__name__}: {str(e)[:100]}): see `hff.faces` for what such a function takes and gives") from e
+        except Exception as e:
+            raise HffError(f"{k} {getattr(c, k)} fails on a picture ({type(e).__name__}: {str(e)[:100]}): see `hff.faces` for what such a function takes and gives") from e
 
 def _slices(m, n=20_000):
     "Rows as dicts, some thousands at a time"
@@ -385,7 +389,8 @@ def read_faces(
 )->pd.DataFrame: # one row per frame
     "The table of an extraction"
     p = Path(folder)/'faces.parquet'
-    if not p.is_file() and (Path(folder)/'parts').is_dir(): raise HffError(f"{folder} is unfinished: run the extraction again without a shard, it goes on where it stopped")
+    if not p.is_file() and (Path(folder)/'parts').is_dir():
+        raise HffError(f"{folder} is unfinished: run the extraction again without a shard, it goes on where it stopped")
     return read_table(p)
 
 def face_counts(

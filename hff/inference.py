@@ -59,19 +59,22 @@ def open_model(
 )->nn.Module: # in eval mode, two classes
     "The network that is to look"
     model = checkpoint if isinstance(checkpoint, nn.Module) else _load(checkpoint)
-    if not hasattr(model, 'config'): raise HffError(f"this {type(model).__name__} has no `config`: only networks of create_model and load_checkpoint can predict")
+    if not hasattr(model, 'config'):
+        raise HffError(f"this {type(model).__name__} has no `config`: only networks of create_model and load_checkpoint can predict")
     if (n := model.config['num_classes'])!=2: raise HffError(f"the network tells {n} classes apart: a score needs two, real and fake")
     if (_report(model).recipe or {}).get('blank_face'): raise HffError("the network was trained with faces painted over (a control): it has never seen a face")
     if device=='meta': raise HffError("device 'meta' computes nothing: try cpu")
     if device is None and model is not checkpoint: device = 'cuda' if torch.cuda.is_available() else 'cpu'
     try: return (model.to(device) if device else model).eval()
-    except (RuntimeError, AssertionError, NotImplementedError) as e: raise HffError(f"device {device!r} cannot be used ({str(e).splitlines()[0]}): try cpu") from e
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        raise HffError(f"device {device!r} cannot be used ({str(e).splitlines()[0]}): try cpu") from e
 
 def _load(checkpoint):
     "Network of a file, run folder or the package, with the file's name"
     if checkpoint is None:
         try: checkpoint = asset(OWN_CHECKPOINT)
-        except HffError as e: raise HffError(f"This copy of hff carries no network of its own ({OWN_CHECKPOINT}): give a checkpoint, such as a run folder of 'hff train'") from e
+        except HffError as e:
+            raise HffError(f"This copy of hff carries no network of its own ({OWN_CHECKPOINT}): give a checkpoint, such as a run folder of 'hff train'") from e
     if isinstance(checkpoint, dict): return load_checkpoint(checkpoint)
     path = Path(checkpoint)
     model = load_checkpoint(path/'model.safetensors' if path.is_dir() else path)

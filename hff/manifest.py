@@ -32,7 +32,8 @@ def check_manifest(
     if lost := [c for c in COLUMNS if c not in m]: raise HffError(f"Manifest lacks the columns {', '.join(lost)}; it needs {', '.join(COLUMNS)}")
     _refuse(m, m[COLUMNS].isna().any(axis=1), 'an empty cell (write "" where nothing is known)')
     for c in COLUMNS:
-        if c!='label' and not pd.api.types.is_string_dtype(m[c]) and len(m): raise HffError(f"Manifest: column {c} holds {m[c].dtype} and not text; write it as text, with leading zeros")
+        if c!='label' and not pd.api.types.is_string_dtype(m[c]) and len(m):
+            raise HffError(f"Manifest: column {c} holds {m[c].dtype} and not text; write it as text, with leading zeros")
     _refuse(m, m.duplicated(IDENTITY), 'a video that stands there twice')
     _refuse(m, ~m.label.isin([0,1]), 'a label that is neither 0 (real) nor 1 (fake)')
     _refuse(m, m.method.eq('real') & m.label.ne(0), 'the method `real` and label 1 (fake): are the labels turned round?')
@@ -100,7 +101,8 @@ def read_table(
     "Read a table, or say which file is wrong"
     if not Path(path).is_file(): raise HffError(f"No table {path}: make it first")
     try: return pd.read_parquet(path)
-    except (OSError, ValueError, pa.ArrowException) as e: raise HffError(f"{path} is no readable parquet table: give a file that this package wrote, or make it again") from e
+    except (OSError, ValueError, pa.ArrowException) as e:
+        raise HffError(f"{path} is no readable parquet table: give a file that this package wrote, or make it again") from e
 
 def write_manifest(
     m:pd.DataFrame, # manifest; it is checked first

@@ -303,7 +303,8 @@ def write_overlays(
     "Write `<name>.png` or `<name>.mp4` and `<name>_timeline.png` for each file that gave a frame"
     source, folder = Path(source), Path(folder)
     if heat not in HEATS: raise HffError(f"heat={heat!r}: choose from {', '.join(HEATS)}")
-    if folder.resolve()==(source if source.is_dir() else source.parent).resolve(): raise HffError(f"{folder} holds the source itself: choose another folder, such as {folder/'overlays'}")
+    if folder.resolve()==(source if source.is_dir() else source.parent).resolve():
+        raise HffError(f"{folder} holds the source itself: choose another folder, such as {folder/'overlays'}")
     paths, rows = list_files(source)[0], []
     names = overlay_names(table.file.unique().tolist())
     for f in progress(names, desc='overlays'):

@@ -65,7 +65,8 @@ def read_celebdf_list(
     for n, line in text_lines(path, 'it comes with the download and belongs beside Celeb-real and Celeb-synthesis'):
         (flag, name), where = [*line.split(maxsplit=1), '?'][:2], f'{path} line {n}'
         folder, video = folders.get(posix_path(name, where).partition('/')[0].lower()), listed_stem(name, where)
-        if flag not in ('0','1') or folder is None or '/' not in posix_path(name, where): raise HffError(f"{where}: {line!r} is no line like '1 Celeb-real/id0_0000.mp4' (folders: {', '.join(out)})")
+        if flag not in ('0','1') or folder is None or '/' not in posix_path(name, where):
+            raise HffError(f"{where}: {line!r} is no line like '1 Celeb-real/id0_0000.mp4' (folders: {', '.join(out)})")
         if (flag=='1')!=(CELEBDF_FOLDERS[folder]=='real'):
             raise HffError(f"{where}: {line!r} calls the clip {('fake','real')[int(flag)]}, its folder says otherwise; in this list 1 is real")
         if video in out[folder]: raise HffError(f"{where}: {folder}/{video} stands there a second time")

@@ -76,7 +76,8 @@ def _check(
     if not r.train_methods: raise HffError(f"Recipe: train_methods is empty; choose from {', '.join(METHODS)}, or a method of your own data")
     for m in r.train_methods:
         if m in LONG_NAMES: raise HffError(f"Recipe: train_methods has {m!r}, which is written {LONG_NAMES[m]} here")
-        if not isinstance(m, str) or not re.fullmatch(r'[A-Za-z][\w-]*', m) or m in ('real', 'touched'): raise HffError(f"Recipe: train_methods has {m!r}, no manipulation; choose from {', '.join(METHODS)}, or a method of your own data")
+        if not isinstance(m, str) or not re.fullmatch(r'[A-Za-z][\w-]*', m) or m in ('real', 'touched'):
+            raise HffError(f"Recipe: train_methods has {m!r}, no manipulation; choose from {', '.join(METHODS)}, or a method of your own data")
     if r.image_size%32 or r.image_size<=0: raise HffError(f"Recipe: image_size={r.image_size} must be a positive multiple of 32")
     if isinstance(r.seed, bool) or not isinstance(r.seed, int) or r.seed<0: raise HffError(f"Recipe: seed={r.seed!r} must be a whole number of at least 0")
     for k in ('frames', 'epochs', 'batch_size'):

@@ -31,11 +31,13 @@ def check_scores(
     if lost := [c for c in SCORE_COLUMNS if c not in t]: raise HffError(f"{where}: no column {', '.join(lost)}; it needs {', '.join(SCORE_COLUMNS)}")
     if not len(t): raise HffError(f"{where}: no rows; was the right split scored?")
     t = t[SCORE_COLUMNS + [c for c in FURTHER_COLUMNS if c in t] + [c for c in t if str(c).startswith('x_')]].reset_index(drop=True)
-    if t[SCORE_COLUMNS[:4]].isna().any(axis=None): raise HffError(f"{where}: a row does not say its dataset, method, quality or video; write '' where nothing is known")
+    if t[SCORE_COLUMNS[:4]].isna().any(axis=None):
+        raise HffError(f"{where}: a row does not say its dataset, method, quality or video; write '' where nothing is known")
     for c in ('frame', 'score', 'logit'):
         if not pd.api.types.is_numeric_dtype(t[c]): raise HffError(f"{where}: column {c} holds text and not numbers")
     ok = t.status.eq('ok').to_numpy()
-    if (t.method.eq('real') & t.label.ne(0)).any(): raise HffError(f"{where}: a row of the method 'real' has label {t.label[t.method.eq('real') & t.label.ne(0)].iloc[0]}: 1 is fake; are the labels turned round?")
+    if (t.method.eq('real') & t.label.ne(0)).any():
+        raise HffError(f"{where}: a row of the method 'real' has label {t.label[t.method.eq('real') & t.label.ne(0)].iloc[0]}: 1 is fake; are the labels turned round?")
     for col,known in (('label', (0, 1)), ('status', STATUSES)):
         if bad := sorted(set(t[col])-set(known)): raise HffError(f"{where}: {col} {bad[0]!r} is not one of {', '.join(map(str, known))}")
     if t.duplicated(key := SCORE_COLUMNS[:5]).any():

@@ -155,9 +155,11 @@ def read_splits(
         places = [root/'splits'/f'{split}.json', root/f'{split}.json']
         p = next((p for p in places if p.is_file()), None)
         if p is None: raise HffError(f"No split file {places[0]} (nor {places[1]}): copy train.json, val.json and test.json of FaceForensics++ there")
-        if not isinstance(listed := read_json(p), list) or not listed: raise HffError(f"{p}: expected a list of pairs of names, and at least one: fetch it again")
+        if not isinstance(listed := read_json(p), list) or not listed:
+            raise HffError(f"{p}: expected a list of pairs of names, and at least one: fetch it again")
         out[split] = pairs = [tuple(x) if isinstance(x, list) else () for x in listed]
-        if bad := [x for x in pairs if len(x)!=2 or any(parse_ffpp(str(v))[0]!=v for v in x)]: raise HffError(f"{p}: {list(bad[0]) or 'an entry'} is no pair of three-digit names")
+        if bad := [x for x in pairs if len(x)!=2 or any(parse_ffpp(str(v))[0]!=v for v in x)]:
+            raise HffError(f"{p}: {list(bad[0]) or 'an entry'} is no pair of three-digit names")
         for v in (v for x in pairs for v in x):
             if v in seen: raise HffError(f"{p}: person {v} stands there twice or is in {seen[v]} too; a split must keep people apart")
             seen[v] = split

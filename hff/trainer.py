@@ -143,7 +143,8 @@ def train_epoch(
     rank, world = accelerator.process_index, accelerator.num_processes
     torch.manual_seed(seed_of(recipe.seed, epoch, rank))                   # dropout
     g = torch.Generator().manual_seed(seed_of(recipe.seed, epoch, rank, 1))   # augmentation
-    loader = DataLoader(data, batch_sampler=[b[rank::world] for b in batches if len(b)>=2*world], num_workers=_workers(data), generator=torch.Generator(), collate_fn=_as_is)
+    mine = [b[rank::world] for b in batches if len(b)>=2*world]
+    loader = DataLoader(data, batch_sampler=mine, num_workers=_workers(data), generator=torch.Generator(), collate_fn=_as_is)
     model.train()
     for i,(x,y,_) in enumerate(loader):
         lr = lr_at(epoch*len(loader)+i, recipe.epochs*len(loader), recipe.lr, recipe.schedule)
@@ -363,7 +364,8 @@ def score_checkpoint(
     t = select(t, split=split) if split!='all' else t
     if frames: t = spread_frames(t, frames)
     made = read_json(faces/'faces.json') if (faces/'faces.json').is_file() else {}
-    if made.get('size', model.image_size)!=model.image_size: raise HffError(f"{faces}: crops are {made['size']} pixels, the network wants {model.image_size}: extract the faces with that size")
+    if made.get('size', model.image_size)!=model.image_size:
+        raise HffError(f"{faces}: crops are {made['size']} pixels, the network wants {model.image_size}: extract the faces with that size")
     bar = progress(total=len(t), desc='scores') if show else None
     was = model.report.cropping or {}
     s = score_faces(model, t, faces, workers=decoders(4), step=bar and bar.update)
