@@ -83,7 +83,7 @@ Name = Annotated[str, typer.Argument(help="ffpp, dfd, celebdf_v1, celebdf_v2, df
 Root = Annotated[str, typer.Argument(help="folder that holds the data set, as downloaded")]
 Quality = Annotated[str, typer.Option(help="raw, c23 or c40 (default: all that are there)")]
 Methods = Annotated[str, typer.Option(help="ffpp: comma-separated, of real,DF,F2F,FS,NT,FSh (default: all but FSh)")]
-Split = Annotated[str, typer.Option(help="derive a split where the publisher has none: person, or video for a plain folder")]
+Split = Annotated[str, typer.Option(help="derive a split where the publisher has none: person, val (beside an official test), or video for a plain folder")]
 Ffpp = Annotated[str, typer.Option('--ffpp-root', help="df1: FaceForensics++, which holds its reals")]
 Subset = Annotated[str, typer.Option(help="dfdc: a list of clip names; the rest of the test set becomes unused")]
 Test = Annotated[str, typer.Option(help="df1: whose test split, ffpp (default) or own")]

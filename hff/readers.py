@@ -358,7 +358,7 @@ def source_options(
 def source_rows(
     name:str, # data set
     root:Path|str, # its folder, as downloaded
-    split:str|None=None, # person (or video, for a plain folder): derive a split (default: the publisher's)
+    split:str|None=None, # derive a split: person, val (validation only, beside an official test), or video (plain folder); default: the publisher's
     **options, # of the reader
 )->Iterator: # of rows
     "Rows of any data set, in a fixed order"
@@ -368,9 +368,9 @@ def source_rows(
     if not root.is_dir(): raise HffError(f"No folder {root}: give the folder that holds {name}")
     read = partial(SOURCES[name], root, **options)
     if split in (None, 'official'): return read()
-    if split=='person': return split_people(read)
+    if split in ('person', 'val'): return split_people(read, apart=split=='person')
     if split=='video' and name=='folder': return split_videos(read)
-    raise HffError(f"No split {split!r} for {name}: choose official or {'video' if name=='folder' else 'person'}")
+    raise HffError(f"No split {split!r} for {name}: choose official or {'video' if name=='folder' else 'person, val'}")
 
 def read_source(
     name:str, # data set

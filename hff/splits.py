@@ -20,6 +20,7 @@ def _rank(text):
 
 def split_people(
     read:Callable, # gives the rows anew at each call
+    apart:bool=True, # keep the people of an official test list out of the rest; False: only training and validation are kept apart, `derived:val`
 )->Iterator: # of rows
     "Rows with an identity-disjoint split, `derived:person`; official test rows stay"
     people, test, has_test = set(), set(), False
@@ -28,11 +29,12 @@ def split_people(
         if not _fixed(r): people |= {(r['dataset'], p) for p in (r['target'], r['source']) if p}
         elif r['split']=='test': has_test = True; test |= {(r['dataset'], p) for p in (r['target'], r['source']) if p}
     if not people: raise HffError("The names of these videos say nothing of people: no split by person can be derived")
-    home = _shares(people-test, has_test) | dict.fromkeys(test, 'unused')
+    if not apart and not has_test: raise HffError("There is no official test list beside which a validation set could be made: derive the whole split by person")
+    home = _shares(people-test, has_test) | dict.fromkeys(test, 'unused') if apart else _shares(people, has_test)
     for r in read():
         if _fixed(r): yield r; continue
         splits = {home[r['dataset'], p] for p in (r['target'], r['source']) if p}
-        yield r | dict(split=splits.pop() if len(splits)==1 else 'unused', rule='derived:person')
+        yield r | dict(split=splits.pop() if len(splits)==1 else 'unused', rule='derived:person' if apart else 'derived:val')
 
 def _fixed(r):
     "Did the publisher put this row into a test set, or set it aside?"

@@ -163,7 +163,7 @@ def summary(
     t = table.groupby(_BY, sort=False).status.value_counts().unstack(fill_value=0).reindex(columns=STATUS, fill_value=0).reset_index().rename_axis(columns=None)
     t.insert(len(_BY), 'listed', t[STATUS].sum(axis=1))
     if known is None: return t
-    derived = set(table[['dataset','split']][table.rule.str.match('derived:(person|video)')].itertuples(index=False, name=None)) if 'rule' in table else set()
+    derived = set(table[['dataset','split']][table.rule.str.match('derived:(person|video|val)')].itertuples(index=False, name=None)) if 'rule' in table else set()
     lines = [(part, line) for k in _long(known).itertuples() for part, line in _beside(t, k, derived)]
     counted = {i for part, line in lines if line['split']!='total' for i in part.index}
     rest = t.drop(index=sorted(counted)).assign(published=None, verdict='no published count')

@@ -343,3 +343,12 @@ def test_long_list_needs_little_memory(tmp_path):
     out = subprocess.run([sys.executable, '-c', LONG, str(tmp_path), 'celebdf_v2'], capture_output=True, text=True, check=True, env=os.environ | dict(PYTHONPATH=str(Path(__file__).parents[1])))
     n, grown = out.stdout.split()
     assert int(n)==300_000 and float(grown)<270, f'{grown} MB'                    # 180 MB measured; all rows at once took 384 MB
+
+
+def test_validation_beside_an_official_test(tree):
+    "By person out of the rest; the list stays, and more is left to train on than when the people of the test are kept apart"
+    t = tree('celebdf_v2')
+    official, val, person = (read(t, 'celebdf_v2', **k) for k in ({}, dict(split='val'), dict(split='person')))
+    assert set(val[val.split.eq('test')].video)==set(official[official.split.eq('test')].video) and set(val[val.split.ne('test')].rule)=={'derived:val'}
+    assert not len(identity_leaks(val[val.split.ne('test')])) and val.split.eq('train').sum()>=person.split.eq('train').sum()
+    with pytest.raises(HffError, match='no official test list'): list(read(tree('dfd'), 'dfd', split='val'))
