@@ -9,8 +9,8 @@ __all__ = ['BOX', 'GEOMETRY', 'FACE_COLUMNS', 'Cropping', 'roots_of', 'clip_path
 
 # %% ../nbs/23f_extraction.ipynb #10d5827b
 import hashlib, json, shutil, signal, sys
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -19,12 +19,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from .clips import list_frames, read_picture, sample
 from .faces import DETECTORS, LANDMARKERS, WorkerDied, choose_face, crop, place, plugin, pmap, to_crop
 from .manifest import IDENTITY, check_manifest, read_table
-from .paths import HffError, atomic, data_dir, progress, read_json, write_json
+from .paths import HffError, atomic, data_dir, locked, progress, read_json, write_json
+from .recipe import from_settings
 from .video import BadVideo, iter_video
 
 # %% ../nbs/23f_extraction.ipynb #04ea9c6c
@@ -282,7 +282,7 @@ def extract_faces(
     if (out/'faces.json').is_file() and (old := read_json(out/'faces.json')['id'])!=key:
         raise HffError(f"{out} holds the faces of other data or settings ({old}, not {key}): choose another folder or delete it")
     if (out/'faces.parquet').is_file(): return out
-    with _alone_in(out) if shard is None else nullcontext():
+    with locked(out) if shard is None else nullcontext():
         return _extract(manifest, roots, out, c, key, jobs, compress, shard)
 
 def _refuse_folder(out, roots):
@@ -291,18 +291,6 @@ def _refuse_folder(out, roots):
     if out.exists() and not out.is_dir(): raise HffError(f"{out} is a file: give a folder for the crops")
     if out.is_dir() and not (out/'faces.json').is_file() and any(p.name!='.lock' for p in out.iterdir()):
         raise HffError(f"{out} holds other files: give an empty or a new folder for the crops")
-
-@contextmanager
-def _alone_in(out):
-    "Hold the folder of crops for this process"
-    try: out.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise HffError(f"Cannot make {out}: {e.strerror}; choose another folder") from e
-    lock = FileLock(out/'.lock')
-    try: lock.acquire(timeout=0)
-    except Timeout as e: raise HffError(f"{out} is in use by another process: wait for it, or share the work with shards") from e
-    except OSError as e: raise HffError(f"Cannot write in {out}: {e.strerror}; choose another folder") from e
-    try: yield
-    finally: lock.release()
 
 def _extract(manifest, roots, out, c, key, jobs, compress, shard):
     "The work itself"
@@ -323,9 +311,7 @@ def make_cropping(
     **settings, # fields of `Cropping`
 )->Cropping: # checked
     "A `Cropping` from plain settings; an unknown name lists the known ones"
-    known = [f.name for f in fields(Cropping)]
-    if bad := sorted(set(settings)-set(known)): raise HffError(f"Crops: unknown {', '.join(bad)}; the settings are {', '.join(known)}")
-    return Cropping(**settings)
+    return from_settings(Cropping, 'Crops', settings)
 
 def try_plugins(
     c:Cropping, # names the plug-ins

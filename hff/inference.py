@@ -66,7 +66,7 @@ def open_model(
     if device=='meta': raise HffError("device 'meta' computes nothing: try cpu")
     if device is None and model is not checkpoint: device = 'cuda' if torch.cuda.is_available() else 'cpu'
     try: return (model.to(device) if device else model).eval()
-    except (RuntimeError, AssertionError, NotImplementedError) as e:
+    except (RuntimeError, AssertionError) as e:
         raise HffError(f"device {device!r} cannot be used ({str(e).splitlines()[0]}): try cpu") from e
 
 def _load(checkpoint):

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['HffError', 'root', 'is_checkout', 'data_dir', 'runs_dir', 'figures_dir', 'asset', 'atomic', 'write_json', 'read_json',
-           'sha256', 'progress']
+           'locked', 'sha256', 'progress']
 
 # %% ../nbs/00_paths.ipynb #f31e36e5
 import hashlib, json, os, shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 # %% ../nbs/00_paths.ipynb #8afeb706
@@ -94,6 +95,22 @@ def read_json(
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except OSError as e: raise HffError(f"Cannot read {path}: {e.strerror}") from e
     except ValueError as e: raise HffError(f"{path} is not valid JSON ({e}): delete it or fetch it again") from e
+
+# %% ../nbs/00_paths.ipynb #995f0da9
+@contextmanager
+def locked(
+    folder:Path, # made when it is not there; holds the file `.lock` from then on
+    other:str='folder', # what to choose instead, for the message
+):
+    "Hold a folder for this process"
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise HffError(f"Cannot make {folder}: {e.strerror}; choose another {other}") from e
+    lock = FileLock(folder/'.lock')
+    try: lock.acquire(timeout=0)
+    except Timeout as e: raise HffError(f"{folder} is in use by another process: wait for it, or stop it, then try again") from e
+    except OSError as e: raise HffError(f"Cannot write in {folder}: {e.strerror}; choose another {other}") from e
+    try: yield
+    finally: lock.release()
 
 # %% ../nbs/00_paths.ipynb #23c0fea0
 def sha256(
