@@ -10,7 +10,8 @@ __all__ = ['PAPER_SETS', 'DRAWS', 'LEVELS', 'AUC_LINES', 'BLUE', 'ORANGE', 'GREY
            'write_figure']
 
 # %% ../nbs/60_report.ipynb #e1b151a8
-import json, zlib
+import zlib
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -204,7 +205,7 @@ def measured(
     "AUC of every cell that was scored"
     t = _over_plan(results, plan, tests, lambda runs, *w: _cell(results, runs, *w))
     if t.empty: raise HffError(f"None of the runs of {', '.join(plan.row.unique())} has scores: {_reasons(results, plan)}")
-    return t.reindex(columns=[*dict.fromkeys([*t.columns, *_columns])])
+    return t.reindex(columns=_columns).astype({c: 'Int64' for c in ('n_real', 'n_fake', 'listed', 'scored')})
 
 _columns = ['row', 'train', 'dataset', 'quality', 'test', 'status', 'seeds', 'planned', 'reason', 'frame_auc', 'frame_lo', 'frame_hi', 'seed_min', 'seed_max',
             'video_auc', 'video_lo', 'video_hi', 'n_real', 'n_fake', 'listed', 'scored', 'coverage', 'share_fake']
@@ -257,11 +258,12 @@ def accuracies(
     pair:bool=False, # each manipulation with the reals (Table 7); False: each class by itself, and a test `Real` (Table 6)
 )->pd.DataFrame: # row, train, dataset, quality, test, status, seeds; for both levels acc (at .5) and chosen, with intervals, and the mean threshold
     "Accuracy of every cell on the data that the runs learnt from"
+    chosen = cache(lambda run, level: chosen_threshold(results, run, level))
     def cell(runs, d, q, test):
         have = [r for r in runs if sides(results, r, d, q, 'all' if test=='Real' else test)]
         out = dict(dataset=d, quality=q, test=test) | _status(results, runs, have)
         for level in LEVELS if have else ():
-            at = [chosen_threshold(results, r, level) for r in have]
+            at = [chosen(r, level) for r in have]
             for name, cuts in (('acc', [.5]*len(have)), ('chosen', at)):
                 x = np.stack([accuracy_draws(results, r, d, q, test, level, c, pair) if np.isfinite(c) else np.full(DRAWS+1, np.nan) for r, c in zip(have, cuts)])
                 lo, hi = interval(x.mean(0)[1:]) if np.isfinite(x).all() else (np.nan, np.nan)
@@ -398,7 +400,7 @@ BLUE, ORANGE, GREY = '#0173b2', '#de8f05', '.45'
 def plot_style():
     "Set the look of the figures"
     sns.set_theme(context='paper', style='whitegrid', palette='colorblind', rc={'axes.titlesize': 9, 'axes.labelsize': 8, 'xtick.labelsize': 8, 'ytick.labelsize': 8,
-                  'legend.fontsize': 8, 'figure.titlesize': 10, 'axes.titleweight': 'bold', 'svg.hashsalt': 'hff', 'axes.spines.top': False, 'axes.spines.right': False})
+                  'legend.fontsize': 8, 'figure.titlesize': 10, 'axes.titleweight': 'bold', 'svg.hashsalt': 'hff', 'grid.color': '.92', 'axes.spines.top': False, 'axes.spines.right': False})
 
 def heat(
     cells:pd.DataFrame, # train, test, and the value column
@@ -422,13 +424,13 @@ def draw_heats(
     trivial:pd.DataFrame|None=None, # from `trivial_line`
     source:str='here', # where the lower row's numbers come from
 ): # the figure
-    "Each detector twice: as the paper printed it and as measured, frame AUC with its interval below"
+    "Each detector twice: as the paper printed it and as measured, frame AUC with its interval below (the RGB network stands in Xception's place)"
     rows = list(dict.fromkeys(t.row)); n = len(rows) + (trivial is not None and not trivial.empty)
     fig, axs = plt.subplots(2, n, figsize=(3*n, 6.2), layout='constrained', squeeze=False)
     for a, r in zip(axs.T, rows):
         d = t[t.row==r]
         heat(d, 'paper', a[0], f'{r}, paper')
-        if d.status.eq('measured').any(): heat(d, 'frame_auc', a[1], f'{r}, {source}', 'frame_lo', 'frame_hi')
+        if d.status.eq('measured').any(): heat(d, 'frame_auc', a[1], f"{'RGB network' if r=='Xception' else r}, {source}", 'frame_lo', 'frame_hi')
         else: a[1].axis('off'); a[1].text(.5, .5, d.status.iloc[0], ha='center', va='center', color=GREY)
     if n>len(rows):
         axs[0,-1].axis('off'); axs[0,-1].text(.5, .5, 'the paper has\nno such control', ha='center', va='center', color=GREY, transform=axs[0,-1].transAxes)
@@ -451,7 +453,7 @@ def dots(
         ax.errorbar(v, y, xerr=np.abs(np.vstack([v-lo, hi-v])), fmt='o', color=BLUE, ms=5, lw=1.2, label='here', zorder=4)
         if 'seed_min' in d: ax.hlines(y, d.seed_min.astype(float), d.seed_max.astype(float), color=BLUE, lw=4, alpha=.35, zorder=2)
     if line is not None: ax.axvline(line, color=ORANGE, lw=1.2, ls=':', label='best trivial', zorder=1)
-    ax.axvline(.5, color='.75', lw=1, zorder=0)
+    ax.axvline(.5, color='.7', lw=1, zorder=0)
     ax.set(yticks=y, yticklabels=d.row, ylim=(-.6, len(d)-.4), title=f'tested on {d.test.iloc[0]}')
     ax.grid(axis='y', visible=False)
     return ax
@@ -466,7 +468,7 @@ def draw_dots(
     "A panel for each test of the table"
     tests, best = list(dict.fromkeys(t.test)), {} if trivial is None else {paper_name(r.dataset, r.test): r.best for r in trivial.itertuples()}
     fig, axs = plt.subplots(1, len(tests), figsize=(1.6+2.6*len(tests), 1.3+.32*t.row.nunique()), sharey=True, layout='constrained', squeeze=False)
-    for a, k in zip(axs[0], tests): dots(t[t.test==k].drop_duplicates('row'), cols, a, best.get(k)).set(xlim=xlim, xlabel=xlabel)
+    for a, k in zip(axs[0], tests): dots(t[t.test==k].drop_duplicates('row'), cols, a, best.get(k)).set(xlim=xlim, xlabel=xlabel, xticks=(.25, .5, .75, 1))
     names = {k: h for a in axs[0] for h, k in zip(*a.get_legend_handles_labels())}
     fig.legend(names.values(), names, loc='outside upper right', ncols=3, frameon=False)
     return fig
