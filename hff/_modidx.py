@@ -733,6 +733,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'hff.results': { 'hff.results.Results': ('results.html#results', 'hff/results.py'),
                              'hff.results._full': ('results.html#_full', 'hff/results.py'),
                              'hff.results._lean': ('results.html#_lean', 'hff/results.py'),
+                             'hff.results._one_run': ('results.html#_one_run', 'hff/results.py'),
                              'hff.results.gather': ('results.html#gather', 'hff/results.py'),
                              'hff.results.key_of': ('results.html#key_of', 'hff/results.py'),
                              'hff.results.read_results': ('results.html#read_results', 'hff/results.py'),
