@@ -15,7 +15,7 @@ from .compare import delong_test, holm
 from .metrics import interval
 from .paths import HffError
 from .recipe import METHODS
-from .report import BLUE, DRAWS, GREY, PAPER_SETS, accuracy_draws, auc_draws, groups, paper_name, paper_values, sides, tests_of, trained_on
+from .report import BLUE, GREY, PAPER_SETS, RED, accuracy_draws, auc_draws, groups, paper_name, paper_values, sides, tests_of, trained_on
 from .results import Results
 
 # %% ../nbs/60a_claims.ipynb #d198af5c
@@ -194,13 +194,13 @@ def draw_claims(
     ax=None, # where to draw
 ): # the axes
     "Differences with intervals beside the paper's"
-    if ax is None: ax = plt.subplots(figsize=(7, .8+.21*len(j)), layout='constrained')[1]
-    y, mark = np.arange(len(j))[::-1], {'holds': 'o', 'does not hold': 'X', 'cannot be told': 's'}
+    if ax is None: ax = plt.subplots(figsize=(7, 1+.21*len(j)), layout='constrained')[1]
+    y, look = np.arange(len(j))[::-1], {'holds': dict(fmt='o', mfc=BLUE), 'cannot be told': dict(fmt='o', mfc='white'), 'does not hold': dict(fmt='X', mfc=RED)}
     ax.axvline(0, color='.6', lw=1, zorder=0)
     ax.scatter(j.paper_difference, y, marker='D', facecolor='none', edgecolor=GREY, s=24, label='paper', zorder=3)
-    for word, m in mark.items():
-        k = j.verdict.eq(word).to_numpy()
-        if k.any(): ax.errorbar(j.difference[k], y[k], xerr=np.abs(np.vstack([j.difference[k]-j.lo[k], j.hi[k]-j.difference[k]])), fmt=m, color=BLUE, mfc=BLUE if word=='holds' else 'white', ms=5, lw=1.2, label=f'here: {word}')
-    ax.set(yticks=y, yticklabels=[f'{c}  ({v})' if v not in mark else c for c, v in zip(j.claim, j.verdict)], xlabel='difference A - B', ylim=(-.7, len(j)-.3))
-    ax.grid(axis='y', visible=False); ax.legend(loc='best', frameon=True)
+    for word, style in look.items():
+        k = j.verdict.eq(word).to_numpy(); d = j[k]; colour = RED if word=='does not hold' else BLUE
+        if k.any(): ax.errorbar(d.difference, y[k], xerr=np.abs(np.vstack([d.difference-d.lo, d.hi-d.difference])), color=colour, mec=colour, ms=5, lw=1.2, label=f'here: {word}', **style)
+    ax.set(yticks=y, yticklabels=[f'{c}  ({v})' if v not in look else c for c, v in zip(j.claim, j.verdict)], xlabel='difference A - B', ylim=(-.7, len(j)-.3))
+    ax.grid(axis='y', visible=False); ax.figure.legend(*ax.get_legend_handles_labels(), loc='outside upper right', ncols=4, frameon=False)
     return ax
