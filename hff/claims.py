@@ -192,6 +192,7 @@ def against_line(
 def draw_claims(
     j:pd.DataFrame, # from `judge`
     ax=None, # where to draw
+    title:str='', # over the figure
 ): # the axes
     "Differences with intervals beside the paper's"
     if ax is None: ax = plt.subplots(figsize=(7, 1+.21*len(j)), layout='constrained')[1]
@@ -203,4 +204,5 @@ def draw_claims(
         if k.any(): ax.errorbar(d.difference, y[k], xerr=np.abs(np.vstack([d.difference-d.lo, d.hi-d.difference])), color=colour, mec=colour, ms=5, lw=1.2, label=f'here: {word}', **style)
     ax.set(yticks=y, yticklabels=[f'{c}  ({v})' if v not in look else c for c, v in zip(j.claim, j.verdict)], xlabel='difference A - B', ylim=(-.7, len(j)-.3))
     ax.grid(axis='y', visible=False); ax.figure.legend(*ax.get_legend_handles_labels(), loc='outside upper right', ncols=4, frameon=False)
+    if title: ax.figure.suptitle(title, x=.01, ha='left')
     return ax

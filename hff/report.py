@@ -451,10 +451,12 @@ def draw_heats(
     t:pd.DataFrame, # from `beside`, of Table 1 or 4
     trivial:pd.DataFrame|None=None, # from `trivial_line`
     source:str='here', # where the lower row's numbers come from
+    title:str='', # over the figure
 ): # the figure
     "Each detector twice: as the paper printed it and as measured, frame AUC with its interval below (the RGB network stands in Xception's place)"
     rows = list(dict.fromkeys(t.row)); n = len(rows) + (trivial is not None and not trivial.empty)
     fig, axs = plt.subplots(2, n, figsize=(3*n, 6.2), layout='constrained', squeeze=False)
+    if title: fig.suptitle(title, x=.01, ha='left')
     for a, r in zip(axs.T, rows):
         d = t[t.row==r]
         heat(d, 'paper', a[0], f'{r}, paper')
@@ -492,13 +494,17 @@ def draw_dots(
     xlabel:str='frame AUC', # what they are
     trivial:pd.DataFrame|None=None, # from `trivial_line`
     xlim:tuple=(.2, 1.03), # the same in all panels
+    title:str='', # over the figure
 ): # the figure
     "A panel for each test of the table"
-    tests, best = list(dict.fromkeys(t.test)), {} if trivial is None else {paper_name(r.dataset, r.test): r.best for r in trivial.itertuples()}
-    fig, axs = plt.subplots(1, len(tests), figsize=(1.6+2.6*len(tests), 1.3+.32*t.row.nunique()), sharey=True, layout='constrained', squeeze=False)
-    for a, k in zip(axs[0], tests): dots(t[t.test==k].drop_duplicates('row'), cols, a, best.get(k)).set(xlim=xlim, xlabel=xlabel, xticks=(.25, .5, .75, 1))
+    tests, rows = list(dict.fromkeys(t.test)), list(dict.fromkeys(t.row))
+    best = {} if trivial is None else {paper_name(r.dataset, r.test): r.best for r in trivial.itertuples()}
+    fig, axs = plt.subplots(1, len(tests), figsize=(1.6+2.6*len(tests), 1.5+.32*len(rows)), sharey=True, layout='constrained', squeeze=False)
+    each = {k: t[t.test==k].drop_duplicates('row').set_index('row').reindex(rows).assign(test=k).reset_index() for k in tests}   # the same rows in every panel
+    for a, k in zip(axs[0], tests): dots(each[k], cols, a, best.get(k)).set(xlim=xlim, xlabel=xlabel, xticks=(.25, .5, .75, 1))
     names = {k: h for a in axs[0] for h, k in zip(*a.get_legend_handles_labels())}
     fig.legend(names.values(), names, loc='outside upper right', ncols=3, frameon=False)
+    if title: fig.suptitle(title, x=.01, ha='left')
     return fig
 
 # %% ../nbs/60_report.ipynb #fde8694c
