@@ -15,7 +15,7 @@ from .compare import delong_test, holm
 from .metrics import interval
 from .paths import HffError
 from .recipe import METHODS
-from .report import BLUE, GREY, PAPER_SETS, RED, accuracy_draws, auc_draws, groups, paper_name, paper_values, sides, tests_of, trained_on
+from .report import BLUE, GREY, PAPER_SETS, RED, accuracy_draws, auc_draws, groups, paper_name, paper_values, sides, scored_on, trained_on
 from .results import Results
 
 # %% ../nbs/60a_claims.ipynb #d198af5c
@@ -160,10 +160,10 @@ def against(
     plan:pd.DataFrame, # runs of a table
     ours:str='Luo et al.', # row
     others:tuple=(), # rows to compare with (default: all others)
-    tests:tuple|None=None, # see `tests_of`
+    tests:tuple|None=None, # see `scored_on`
 )->pd.DataFrame: # against, train, test, difference (ours - other, mean over seeds), p_holm (the largest), significant, seeds, direction
     "Paired DeLong tests of one row against the others, Holm over the table within each seed"
-    several, where, rows = plan.groupby('row').train.nunique().max()>1, tests_of(results, plan, tests), []
+    several, where, rows = plan.groupby('row').train.nunique().max()>1, scored_on(results, plan, tests), []
     key = plan.assign(key=plan.train.map(trained_on) if several else '')
     both = key[key.row.eq(ours)].merge(key[key.row.isin(others or set(key.row)-{ours})], on=['key', 'seed'], suffixes=('', '_other'))
     for p in both.itertuples():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER_SETS', 'DRAWS', 'LEVELS', 'AUC_LINES', 'BLUE', 'ORANGE', 'RED', 'GREY', 'paper_values', 'paper_databases',
-           'Group', 'groups', 'sides', 'auc_draws', 'trained_on', 'tests_of', 'measured', 'chosen_threshold',
+           'Group', 'groups', 'sides', 'auc_draws', 'trained_on', 'scored_on', 'measured', 'chosen_threshold',
            'accuracy_draws', 'accuracies', 'paper_name', 'beside', 'optimism', 'optimism_line', 'trivial_cells',
            'trivial_line', 'wide', 'this_run', 'notebook_style', 'heat', 'draw_heats', 'dots', 'draw_dots',
            'draw_samples', 'write_table', 'markdown', 'write_figure']
@@ -165,7 +165,7 @@ def trained_on(
     "Training methods without the fakes that are made on the way"
     return '+'.join(t for t in train.split('+') if t not in FAKES)
 
-def tests_of(
+def scored_on(
     results:Results, # packed scores
     plan:pd.DataFrame, # runs behind a table
     tests:tuple|None=None, # methods wanted; None: every manipulation and `all`; of other data sets `all` only
@@ -221,10 +221,10 @@ def _over_plan(results, plan, where, cell):
 def measured(
     results:Results, # packed scores
     plan:pd.DataFrame, # from `experiment`: row, train, seed, run
-    tests:tuple|None=None, # see `tests_of`
+    tests:tuple|None=None, # see `scored_on`
 )->pd.DataFrame: # row, train, dataset, quality, test, status, seeds, AUCs with intervals, seed_min, seed_max, counts, coverage
     "AUC of every cell that was scored"
-    t = _over_plan(results, plan, tests_of(results, plan, tests), lambda runs, *at: _cell(results, runs, *at))
+    t = _over_plan(results, plan, scored_on(results, plan, tests), lambda runs, *at: _cell(results, runs, *at))
     return t.reindex(columns=_columns).astype({c: 'Int64' for c in ('n_real', 'n_fake', 'listed', 'scored')})
 
 _columns = ['row', 'train', 'dataset', 'quality', 'test', 'status', 'seeds', 'planned', 'reason', 'frame_auc', 'frame_lo', 'frame_hi', 'seed_min', 'seed_max',
@@ -276,7 +276,7 @@ def accuracies(
 )->pd.DataFrame: # row, train, dataset, quality, test, status, seeds; for both levels acc (at .5) and chosen, with intervals, and the mean threshold
     "Accuracy of every cell on the data that the runs learnt from"
     chosen = cache(lambda run, level: chosen_threshold(results, run, level))
-    home = [w for w in tests_of(results, plan) if w[0] not in PAPER_SETS.values() and w[2]!='all']
+    home = [w for w in scored_on(results, plan) if w[0] not in PAPER_SETS.values() and w[2]!='all']
     where = home + ([] if pair else [(d, q, 'Real') for d, q in dict.fromkeys(w[:2] for w in home)])
     t = _over_plan(results, plan, where, lambda runs, *at: _accuracy_cell(results, runs, *at, pair, chosen))
     return t.reindex(columns=[*_columns[:9], 'seed_min', 'seed_max', *(f'{level}_{k}' for level in LEVELS for k in _rates)])
@@ -351,10 +351,10 @@ def optimism_line(
 def trivial_cells(
     results:Results, # packed scores
     plan:pd.DataFrame, # from `experiment`
-    tests:tuple|None=None, # see `tests_of`
+    tests:tuple|None=None, # see `scored_on`
 )->pd.DataFrame: # detector, train, dataset, quality, test, frame AUC and video AUC with intervals, counts, best; empty where none was fitted
     "Trivial detectors that learnt what the networks of a plan learnt"
-    trains, where, rows = {trained_on(t) or '+'.join(METHODS) for t in plan.train}, tests_of(results, plan, tests), []
+    trains, where, rows = {trained_on(t) or '+'.join(METHODS) for t in plan.train}, scored_on(results, plan, tests), []
     for run in (r for r in results.scores.run.unique() if r.startswith('trivial-')):
         _, detector, train = run.split('-', 2)
         for at in where if train in trains else ():
@@ -365,7 +365,7 @@ def trivial_cells(
 def trivial_line(
     results:Results, # packed scores
     plan:pd.DataFrame, # from `experiment`
-    tests:tuple|None=None, # see `tests_of`
+    tests:tuple|None=None, # see `scored_on`
 )->pd.DataFrame: # train, dataset, quality, test, detector, frame_auc, best; empty where none was fitted
     "The best trivial detector of each training set and test"
     t, key = trivial_cells(results, plan, tests), ['train', 'dataset', 'quality', 'test']
