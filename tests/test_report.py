@@ -163,15 +163,23 @@ def test_who_ran_it():
 
 def test_accuracy_and_threshold_by_hand():
     s = pd.DataFrame([dict(run='x0', dataset='d', quality='', method=m, video=v, frame=f, label=int(m!='real'), score=p, logit=0., status='ok')
-                      for m, v, ps in (('real', 'a', (.1, .3)), ('real', 'b', (.9, .5)), ('DF', 'c', (.8, .8)), ('DF', 'd', (.4, .5))) for f, p in enumerate(ps)])
+                      for m, v, ps in (('real', 'a', (.1, .3)), ('real', 'b', (.9, .5)), ('real', 'e', (.1, .1)), ('DF', 'c', (.8, .8)), ('DF', 'd', (.4, .5)))
+                      for f, p in enumerate(ps)])
     r, plan = results(dict(x0=s), val=s), plan_of(('Luo et al.', 'DF', 0, 'x0'))
     t = accuracies(r, plan).set_index('test')
-    assert (t.video_acc['DF'], t.video_acc['Real'], t.frame_acc['DF'], t.frame_acc['Real'])==(.5, .5, .75, .5)
-    assert abs(chosen_threshold(r, 'x0')-(.2+.45)/2)<1e-12                  # videos .2 .7 real, .8 .45 fake: both cuts are right for 3 of 4; the one nearest to .5
-    assert (t.video_chosen['DF'], t.video_chosen['Real'])==(1., .5)
-    assert accuracies(r, plan, pair=True).video_acc.tolist()==[.5]
+    assert np.allclose([t.video_acc['DF'], t.video_acc['Real'], t.frame_acc['DF'], t.frame_acc['Real']], [1/2, 2/3, 3/4, 4/6])
+    assert abs(chosen_threshold(r, 'x0')-(.2+.45)/2)<1e-12                  # videos .1 .2 .7 real, .45 .8 fake
+    assert np.allclose([t.video_chosen['DF'], t.video_chosen['Real']], [1, 2/3])
+    assert np.allclose(accuracies(r, plan, pair=True).video_acc, (1/2+2/3)/2)
     e = evaluate(s.drop(columns='run').assign(quality='q'))
-    assert e.video_acc_fake.item()==t.video_acc['DF'] and e.frame_acc_real.item()==t.frame_acc['Real']
+    assert np.allclose([e.video_acc_fake.item(), e.frame_acc_real.item(), e.video_balanced_acc.item()], [1/2, 4/6, (1/2+2/3)/2])
+
+
+def test_the_threshold_weighs_both_classes_alike():
+    p = [.2, .6, .3, .35, .7, .8, .9, .95]                                  # two reals, six fakes: .65 has every real and 4 of 6 fakes right, .25 one real and every fake
+    one = pd.DataFrame(dict(run='x0', dataset='d', quality='', video=list('abcdefgh'), frame=0, method=['real']*2+['DF']*6, label=[0]*2+[1]*6, score=p, status='ok'))
+    assert chosen_threshold(results(dict(x0=1.), val=one), 'x0')==pytest.approx(.65)
+    assert np.isnan(chosen_threshold(results(dict(x0=1.), val=one[one.label.eq(1)]), 'x0'))
 
 
 # ------------------------------------------------------------------ claims
