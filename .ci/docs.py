@@ -106,7 +106,7 @@ def entry(name, obj, level='##'):
     is_class = inspect.isclass(obj)
     parts = [f'{level} {name} {{ #{name} }}', fence(f"{'class ' if is_class else ''}{name}{params(obj)}", ' {.python .signature}'), inspect.getdoc(obj) or '']
     if is_class and issubclass(obj, tuple): parts.append(fence(inspect.getsource(obj), 'python'))     # the comments of its fields are found nowhere else
-    elif table := str(Parameters(obj)): parts.append(table)
+    elif table := str(Parameters(obj)): parts.append(f'<div class="parameters" markdown>\n\n{table}\n\n</div>')
     if is_class: parts += [entry(f'{name}.{k}', m, level+'#') for k, m in vars(obj).items() if inspect.isfunction(m) and m.__doc__ and k[0]!='_']
     return '\n\n'.join(parts)
 
