@@ -3,7 +3,7 @@
 Needs the extra `docs`. No notebook is run, nothing is fetched; the site needs no network and no server."""
 import ast, base64, html, importlib, inspect, io, logging, os, re, sys, unicodedata
 from pathlib import Path
-from shutil import copy2
+from shutil import copy2, copytree, ignore_patterns
 from tempfile import TemporaryDirectory
 
 from fastcore.docments import DocmentTbl
@@ -95,6 +95,11 @@ def params(f):
     return str(sig.replace(return_annotation=sig.empty, parameters=[p.replace(annotation=p.empty) for p in sig.parameters.values()]))
 
 
+def plain(text):
+    "Markdown in which `<` is no tag"
+    return re.sub('(`[^`]*`)|<(?!br>)', lambda m: m[1] or '&lt;', text)
+
+
 def constant(name, value):
     "Markdown of a public value"
     text = f'{name} = {value!r}'
@@ -104,9 +109,9 @@ def constant(name, value):
 def entry(name, obj, level='##'):
     "Markdown of a function or class: signature, promise, parameters"
     is_class = inspect.isclass(obj)
-    parts = [f'{level} {name} {{ #{name} }}', fence(f"{'class ' if is_class else ''}{name}{params(obj)}", ' {.python .signature}'), inspect.getdoc(obj) or '']
+    parts = [f'{level} {name} {{ #{name} }}', fence(f"{'class ' if is_class else ''}{name}{params(obj)}", ' {.python .signature}'), plain(inspect.getdoc(obj) or '')]
     if is_class and issubclass(obj, tuple): parts.append(fence(inspect.getsource(obj), 'python'))     # the comments of its fields are found nowhere else
-    elif table := str(Parameters(obj)): parts.append(f'<div class="parameters" markdown>\n\n{table}\n\n</div>')
+    elif table := str(Parameters(obj)): parts.append(f'<div class="parameters" markdown>\n\n{plain(table)}\n\n</div>')
     if is_class: parts += [entry(f'{name}.{k}', m, level+'#') for k, m in vars(obj).items() if inspect.isfunction(m) and m.__doc__ and k[0]!='_']
     return '\n\n'.join(parts)
 
@@ -152,7 +157,7 @@ def mathml(tex, display):
     out = convert(re.sub(r'\\arg\\(min|max)', r'\\operatorname{arg\1}', tex), display=display)
     letters = lambda m: unicodedata.lookup('SCRIPT CAPITAL L') if m[1]=='L' else chr(ord('𝒜')+ord(m[1])-ord('A'))
     out = re.sub(r'<mi mathvariant="script">([A-Z])</mi>', lambda m: f'<mi>{letters(m)}</mi>', out)
-    if bad:=re.findall(r'\\[a-zA-Z]+', html.unescape(out)): raise SystemExit(f'docs: the formula {tex!r} uses {", ".join(bad)}, which MathML was not made of')
+    if bad := re.findall(r'\\[a-zA-Z]+', html.unescape(out)): raise SystemExit(f'docs: the formula {tex!r} uses {", ".join(bad)}, which MathML was not made of')
     return out
 
 
@@ -182,31 +187,32 @@ def pages(docs):
     for g, nbs in groups.items():
         if nbs: lines.append(f'## {g}\n\n'+'\n'.join(f'- [{nb.title}]({nb.page}): {nb.promise}' for nb in nbs)+'\n')
     for nb in books:
-        if mod:=modules.get(nb.page):
+        if mod := modules.get(nb.page):
             write(docs, f'api/{mod.__name__}.md', link(api_page(nb, mod), f'api/{mod.__name__}.md'))
             table.append(f'| [{mod.__name__}]({mod.__name__}.md) | {nb.promise} | [{nb.title}](../{nb.page}) |')
     write(docs, 'contents.md', '\n'.join(lines))
     write(docs, 'api/index.md', '\n'.join(table)+'\n')
     write(docs, 'index.md', link((ROOT/'README.md').read_text(encoding='utf-8'), 'index.md'))
     for name in ('site.css', 'iframe-worker.js'): copy2(ROOT/'.ci'/name, docs/name)
-    for p in (ROOT/'figures').rglob('*'):
-        if p.suffix in ('.png', '.svg', '.pdf', '.csv', '.html'): (docs/p.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True); copy2(p, docs/p.relative_to(ROOT))
+    copytree(ROOT/'figures', docs/'figures', ignore=ignore_patterns('*.md', '.*', 'smoke'))
     run = [{'The committed run': 'figures/mini/index.html'}] if (docs/'figures/mini/index.html').is_file() else []
     nav = [{g: [{nb.title: nb.page} for nb in nbs]+(run if g==PAPER else [])} for g, nbs in groups.items() if nbs]
     return [{'Home': 'index.md'}, {'Contents': 'contents.md'}, *nav, {API: [{'All modules': 'api/index.md'}, *({m.__name__.removeprefix('hff.'): f'api/{m.__name__}.md'} for m in modules.values())]}]
 
 
 def main(out):
-    "Build the site into the folder `out`"
+    "Build the site into the folder `out`; an older site there is replaced"
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
     out = Path(out).resolve()
-    logging.basicConfig(level=logging.WARNING, format="docs: %(message)s")
+    if out.is_file() or out.is_dir() and any(out.iterdir()) and not (out/'search/search_index.js').is_file(): raise SystemExit(f'docs: {out} is not empty and not a site: name another folder')
+    logging.basicConfig(level=logging.WARNING, format='docs: %(message)s')
     os.chdir(ROOT)                                               # nbdev looks for its settings from here
     sys.path.insert(0, str(ROOT))                                # the library of this checkout
-    with TemporaryDirectory() as tmp:
-        nav = pages(Path(tmp).resolve())
-        build(load_config('.ci/mkdocs.yml', docs_dir=str(Path(tmp).resolve()), site_dir=str(out), nav=nav))
+    from hff.paths import atomic
+    with TemporaryDirectory() as tmp, atomic(out) as new:
+        docs = Path(tmp).resolve()
+        build(load_config('.ci/mkdocs.yml', docs_dir=str(docs), nav=pages(docs), site_dir=str(new)))
     print(f'{out/"index.html"} is the first page')
 
 

@@ -84,7 +84,7 @@ def files_of(
 def _read(p):
     "A CSV file as a table, or the reason why not"
     try: return pd.read_csv(p)
-    except (OSError, ValueError) as e: return str(e).splitlines()[0]
+    except (OSError, ValueError) as e: return getattr(e, 'strerror', '') or f'{e}'.split('\n')[0]   # without the path
 
 def _link(p, text=''):
     return f'<a href="{quote(p.name)}">{html.escape(text or p.name)}</a>'

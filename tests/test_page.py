@@ -93,7 +93,9 @@ def test_failures_are_shown(run):
     text, _ = page_of(run)
     assert '✗ failed: HffError: no &lt;run&gt; &amp; no scores' in part(text, 'table4') and 'earlier run' in part(text, 'table4')
     assert text.count('✓ done')==3 and text.count('✗ failed</td>')==1
-    assert 'cannot be read' in part(text, 'table30') and '✗ failed' not in part(text, 'table30')
+    (run/'table30_gone.csv').symlink_to(run/'nowhere')
+    text, _ = page_of(run)
+    assert str(run) not in text and part(text, 'table30').count('cannot be read')==2 and '✗ failed' not in part(text, 'table30')
 
 
 def test_same_input_same_bytes(run):

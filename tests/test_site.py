@@ -84,6 +84,7 @@ def test_api_has_every_public_name(site):
         mod = importlib.import_module(name)
         missing = {n for n in mod.__all__ if not inspect.ismodule(getattr(mod, n))}-pages[f'api/{name}.html'].ids
         assert not missing, f'{name}: {missing}'
+    assert '<factory>' in ''.join(pages['api/hff.recipe.html'].words)
     words = ' '.join(' '.join(pages['api/hff.filters.html'].words).split())
     assert 'srm_residual' in words and 'truncation, in the unit of' in words and 'noise residual, (B, 3, H, W), within' in words
 
@@ -142,3 +143,10 @@ def test_names_become_links_outside_code(docs):
 
 def test_a_fence_holds_fences(docs):
     assert docs.fence('a\n```\nb', 'text')=='````text\na\n```\nb\n````'
+
+
+def test_a_folder_of_others_is_left_alone(docs, tmp_path):
+    (tmp_path/'mine').mkdir()
+    (tmp_path/'mine/thesis.txt').touch()
+    with pytest.raises(SystemExit, match='name another folder'): docs.main(tmp_path/'mine')
+    assert (tmp_path/'mine/thesis.txt').is_file()
