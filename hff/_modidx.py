@@ -757,6 +757,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'hff.reproduce._counts': ('reproduce.html#_counts', 'hff/reproduce.py'),
                                'hff.reproduce._holding': ('reproduce.html#_holding', 'hff/reproduce.py'),
                                'hff.reproduce._make_scores': ('reproduce.html#_make_scores', 'hff/reproduce.py'),
+                               'hff.reproduce._stem': ('reproduce.html#_stem', 'hff/reproduce.py'),
                                'hff.reproduce._trivial': ('reproduce.html#_trivial', 'hff/reproduce.py'),
                                'hff.reproduce.add_runs': ('reproduce.html#add_runs', 'hff/reproduce.py'),
                                'hff.reproduce.collect': ('reproduce.html#collect', 'hff/reproduce.py'),
