@@ -36,16 +36,31 @@ def reproduce(
     only:Annotated[str, typer.Option(help="notebooks to run, comma-separated, e.g. table3,table4 (default: all)")]='',
     seeds:Annotated[str, typer.Option(help="comma-separated whole numbers")]='0',
     data_root:Data='',
+    cross:Annotated[str, typer.Option(help="other data sets for Tables 5 and 8, e.g. dfd=/data/DFD,celebdf_v1=/data/Celeb-DF (default: MiniFF's stand-ins)")]='',
     out:Annotated[str, typer.Option(help="folder for tables and pictures (default: figures/PRESET)")]='',
     jobs:Jobs=0,
     dry_run:Annotated[bool, typer.Option('--dry-run', help="print the runs that are needed, do nothing")]=False,
+    from_scores:Annotated[str, typer.Option(help="make tables and pictures from this folder of packed scores alone, e.g. figures/mini/scores")]='',
+    step:Annotated[str, typer.Option(help="for workflow engines, one part only: plan, run (with --run), pack, notebook (with --only), page")]='',
+    run:Annotated[str, typer.Option(help="with --step run: name of the run in the plan")]='',
 ):
     "Regenerate the paper's tables and pictures: data, training, notebooks, one index.html."
-    from hff.reproduce import plan, reproduce
-    if dry_run: typer.echo(plan(preset, _words(only), _seeds(seeds), data_root).to_string(index=False)); return
-    done = reproduce(preset, _words(only), _seeds(seeds), data_root, out, jobs)
+    from hff.reproduce import do_step, plan, reproduce
+    if dry_run:
+        t = plan(preset, _words(only), _seeds(seeds))
+        typer.echo(f"{t.to_string(index=False)}\n{len(t)} runs, {int(t.status.eq('to train').sum())} to train"); return
+    if step: do_step(step, preset, _words(only), _seeds(seeds), data_root, _folders(cross), out, jobs or os_cores(), run); return
+    done = reproduce(preset, _words(only), _seeds(seeds), data_root, _folders(cross), out, jobs, from_scores)
     typer.echo(done.to_string(index=False))
     if not done.ok.all(): raise typer.Exit(1)
+
+def _folders(text):
+    "name=folder,name=folder as a dict"
+    from hff.readers import SOURCES
+    pairs = [w.partition('=') for w in _words(text)]
+    if bad := [n for n, eq, f in pairs if not eq or not f or n not in SOURCES]:
+        raise HffError(f"--cross {text!r}: write name=folder, separated by commas, with names of `hff data info`; {bad[0]!r} is none")
+    return {n: f for n, _, f in pairs}
 
 def _words(text): return [w.strip() for w in text.split(',') if w.strip()]
 
@@ -228,27 +243,30 @@ Faces = Annotated[str, typer.Option(help="folder of crops from `hff faces` (defa
 @app.command(epilog="Example: hff train --preset mini --model two_stream --methods F2F")
 def train(
     preset:Preset='mini',
-    model:Annotated[str, typer.Option(help="rgb, srm, fusion, fusion_rsa, fusion_rsa_dcma, two_stream")]='two_stream',
+    model:Annotated[str, typer.Option(help="rgb, srm, fusion, fusion_rsa, fusion_rsa_dcma, two_stream, xray, bayar, srmnet, f3net, ffd")]='two_stream',
     methods:Annotated[str, typer.Option(help="manipulations to train on, comma-separated: DF,F2F,FS,NT, or those of your faces")]='F2F',
     seed:Annotated[int, typer.Option(help="of the initial weights, the order and the augmentation")]=0,
     data_root:Data='',
     faces:Faces='',
     quality:Annotated[str, typer.Option(help="raw, c23, c40, or none where a data set states none (default: the preset's)")]='',
+    fakes:Annotated[str, typer.Option(help="data (the manipulations), or made from real faces on the way: self_blended (SBI), warped (FWA), blended, data+blended (Face X-ray)")]='data',
     jobs:Jobs=0,
 ):
     "Train one network (or find it trained, or resume it) and print its test metrics."
     from hff.recipe import METHODS, preset_recipe
-    from hff.reproduce import open_data, runs_root
+    from hff.reproduce import faces_of, open_data, runs_root
     from hff.scores import read_scores
     from hff.trainer import train
-    want = dict(model=model, train_methods=_words(methods), seed=seed) | ({} if not quality else dict(quality='' if quality=='none' else quality))
+    made = {} if 'data' in fakes.split('+') else dict(train_methods=(), select='last')
+    want = dict(model=model, train_methods=_words(methods), seed=seed, fakes=fakes) | made | ({} if not quality else dict(quality='' if quality=='none' else quality))
     preset_recipe(preset, **want)                                   # a wrong name fails before any work
     if faces and data_root: raise HffError("Give --faces or --data-root, not both: crops are there already, or are to be cut out")
     if faces: folder, id_, crop = _crops_of(faces, want['train_methods'])
     else:
         if odd := [m for m in want['train_methods'] if m not in METHODS]:
             raise HffError(f"--methods {odd[0]}: choose from {', '.join(METHODS)}, or give --faces")
-        folder, id_, crop = *open_data(preset, data_root, jobs=jobs or os_cores(), quality=want.get('quality') or 'c23')[1:], None
+        folder = faces_of(open_data(preset, data_root, jobs=jobs or os_cores()), preset_recipe(preset, **want))
+        id_, crop = folder.name, None
     recipe = preset_recipe(preset, **want, data=id_, **({} if crop is None else dict(crop=crop, image_size=crop['size'])))
     run = train(recipe, folder, runs_root(preset))
     typer.echo(run); _print_metrics(read_scores(run/'scores.parquet'))

@@ -47,6 +47,18 @@ def _full(t):
     return t.assign(score=expit(z), logit=z)[['run', *SCORE_COLUMNS]]
 
 # %% ../nbs/59_results.ipynb #88c0498d
+def _one_run(folder, others):
+    "What is packed of one run: a line about it, and its tables of scores, validation scores and log"
+    about = dict(state='failed', epoch=None, seconds=None, error='not trained', recipe='{}')
+    try:
+        if (folder/'recipe.json').is_file(): about['recipe'] = json.dumps(read_json(folder/'recipe.json'), sort_keys=True)
+        if (folder/'error.txt').is_file(): about['error'] = (folder/'error.txt').read_text(encoding='utf-8').strip()
+        if not (folder/'done.json').is_file(): return about, ([], [], [])
+        done, val = read_json(folder/'done.json'), folder/'val_scores.parquet'
+        tables = [read_scores(f) for f in [folder/'scores.parquet', *others] if Path(f).is_file()], [read_scores(val)] if val.is_file() else [], [pd.read_csv(folder/'log.csv')]
+        return about | dict(state='finished', epoch=done['kept'].get('epoch'), seconds=done['seconds'], error=''), tables
+    except (HffError, OSError, ValueError, KeyError) as e: return about | dict(error=str(e).replace(str(folder), folder.name)), ([], [], [])
+
 def gather(
     runs:dict, # run name -> (folder of the run, other score files)
     facts:dict, # what else is known
@@ -54,16 +66,9 @@ def gather(
     "Results of run folders"
     rows, scores, val, logs = [], [], [], []
     for name, (folder, others) in runs.items():
-        folder = Path(folder)
-        recipe = (folder/'recipe.json').read_text(encoding='utf-8') if (folder/'recipe.json').is_file() else '{}'
-        done = read_json(folder/'done.json') if (folder/'done.json').is_file() else None
-        why = (folder/'error.txt').read_text(encoding='utf-8').strip() if (folder/'error.txt').is_file() else '' if done else 'not trained'
-        rows.append(dict(run=name, state='finished' if done else 'failed', epoch=(done or {}).get('kept', {}).get('epoch'), seconds=(done or {}).get('seconds'),
-                         error=why, recipe=json.dumps(json.loads(recipe), sort_keys=True)))
-        if not done: continue
-        scores += [read_scores(f).assign(run=name) for f in [folder/'scores.parquet', *others] if Path(f).is_file()]
-        if (folder/'val_scores.parquet').is_file(): val.append(read_scores(folder/'val_scores.parquet').assign(run=name))
-        logs.append(pd.read_csv(folder/'log.csv').assign(run=name))
+        r, parts = _one_run(Path(folder), others)
+        rows.append(dict(run=name, **r))
+        for all_, part in zip((scores, val, logs), parts): all_ += [t.assign(run=name) for t in part]
     if not scores: raise HffError("None of the runs is finished: there is nothing to make a table of")
     stack = lambda ts: _lean(pd.concat(ts, ignore_index=True)) if ts else _lean(scores[0].iloc[:0])
     return Results(pd.DataFrame(rows), _full(stack(scores)), _full(stack(val)), pd.concat(logs, ignore_index=True), facts)

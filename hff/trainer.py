@@ -9,7 +9,7 @@ __all__ = ['some_people', 'spread_frames', 'split_faces', 'lr_at', 'steady', 'se
            'run_all']
 
 # %% ../nbs/40_trainer.ipynb #d7812a66
-import hashlib, io, json, math, os, platform, signal, subprocess, sys, time
+import hashlib, io, json, math, os, platform, signal, subprocess, sys, time, traceback
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import timedelta
@@ -505,31 +505,35 @@ def is_finished(
 
 # %% ../nbs/40_trainer.ipynb #b33a7670
 def _job():
-    "What a run's process does: its arguments come as a JSON text"
-    recipe, faces, run_root, cross = json.loads(sys.argv[1])
-    error = Path(run_root)/make_recipe(**recipe).name/'error.txt'
-    try: score_cross(train(make_recipe(**recipe), faces, run_root, show=False), cross, show=False)
+    "What a worker does: some runs one after the other; its arguments come as a JSON text"
+    run_root, todo = json.loads(sys.argv[1])
+    bad = [r for r in todo if not _try(make_recipe(**r[0]), r[1], run_root, r[2])]
+    sys.exit(bool(bad))
+
+def _try(recipe, faces, run_root, cross):
+    "Did the run succeed? If not, the run's folder says why"
+    error = Path(run_root)/recipe.name/'error.txt'
+    try: score_cross(train(recipe, faces, run_root, show=False), cross, show=False); return True
     except Exception as e:
+        traceback.print_exc()
         try: error.write_text(f'{e}\n' if isinstance(e, HffError) else f'{type(e).__name__}: {e}\n', encoding='utf-8')
         except OSError: pass
-        if isinstance(e, HffError): sys.exit(f'hff: {e}')
-        raise
+    return False
 
 def _launch(
-    recipe:Recipe, # what to do
-    faces:Path, # folder of crops
+    todo:list, # (recipe, folder of crops, other data sets to score)
     run_root:Path, # parent of the run folders
-    cross:dict, # other data sets to score
 )->subprocess.Popen: # started
-    "Start one run in a process of its own, with one thread"
+    "Start some runs in a process of their own, with one thread"
     import hff
     here = str(Path(hff.__file__).parent.parent)
     env = os.environ | dict(OMP_NUM_THREADS='1', TQDM_DISABLE='1', PYTHONPATH=os.pathsep.join(filter(None, (here, os.environ.get('PYTHONPATH')))))
-    run = run_root/recipe.name
-    try: run.mkdir(parents=True, exist_ok=True); err = open(run/'stderr.txt', 'w')
-    except OSError as e: raise HffError(f"Cannot write in the run folder {run}: {e.strerror}; choose another run root") from e
-    (run/'error.txt').unlink(missing_ok=True)
-    job = json.dumps([asdict(recipe), str(faces), str(run_root), cross])
+    for r, *_ in todo:
+        try: (run_root/r.name).mkdir(parents=True, exist_ok=True); (run_root/r.name/'error.txt').unlink(missing_ok=True)
+        except OSError as e: raise HffError(f"Cannot write in the run folder {run_root/r.name}: {e.strerror}; choose another run root") from e
+    job = json.dumps([str(run_root), [[asdict(r), str(f), c] for r, f, c in todo]])
+    try: err = open(run_root/todo[0][0].name/'stderr.txt', 'w')
+    except OSError as e: raise HffError(f"Cannot write in the run folder {run_root/todo[0][0].name}: {e.strerror}; choose another run root") from e
     with err: return subprocess.Popen([sys.executable, '-c', 'from hff.trainer import _job; _job()', job], env=env, stdin=subprocess.DEVNULL, stdout=err, stderr=err)
 
 def _share(
@@ -567,20 +571,36 @@ def run_all(
     bar = progress(total=len(todo), desc='runs', bar_format='{desc} {n:.2f}/{total}|{bar}| {elapsed}<{remaining} {postfix}')
     try:
         while waiting or running:
-            while waiting and len(running)<jobs: r = waiting.pop(0); running[r.name] = _launch(r, work[r.name][0], run_root, work[r.name][1])
+            while waiting and len(running)<jobs:
+                mine = [waiting.pop(0) for _ in range(max(1, len(waiting)//(4*jobs)))]      # several for one start of Python, few towards the end
+                running[_launch([(r, *work[r.name]) for r in mine], run_root)] = mine
             time.sleep(poll)
-            for name in [n for n,p in running.items() if p.poll() is not None]:
-                code = running.pop(name).returncode
-                if code: failed[name] = _cause(run_root/name, code)
-                else: (run_root/name/'stderr.txt').unlink(missing_ok=True)
+            for p in [p for p in running if p.poll() is not None]: waiting = _after(running.pop(p), p.returncode, work, run_root, failed) + waiting
             bar.n = sum(1. if r.name in failed else _share(run_root/r.name) for r in todo if r not in waiting)
-            bar.set_postfix_str(' '.join(running)); bar.refresh()
+            bar.set_postfix_str(' '.join(r.name for rs in running.values() for r in rs if (run_root/r.name/'progress.json').is_file())); bar.refresh()
     finally:
-        for p in running.values(): p.terminate()
-        for p in running.values(): p.wait()
+        for p in running: p.terminate()
+        for p in running: p.wait()
         bar.close()
     if failed: raise HffError(f"{len(failed)} of {len(todo)} runs failed: " + '; '.join(f'{n}: {c.removeprefix(n+": ")}' for n,c in failed.items()))
     return [run_root/r.name for r in recipes]
+
+def _after(
+    mine:list, # recipes that a worker was to train
+    code:int, # its exit code
+    work:dict, # name -> (folder of crops, other data sets)
+    run_root:Path, # parent
+    failed:dict, # name -> cause, filled
+)->list: # those that it did not come to
+    "What became of a worker's runs; when it died, the one that it was at is the cause, and the rest is left to another"
+    left = [r for r in mine if not is_finished(run_root/r.name, work[r.name][1])]
+    died = code not in (0, 1)
+    for r in left:
+        if (run_root/r.name/'error.txt').is_file(): failed[r.name] = _cause(run_root/r.name, code)
+    rest = [r for r in left if r.name not in failed]
+    if rest and (died or len(rest)==len(left)): failed[rest[0].name] = _cause(run_root/rest[0].name, code); rest = rest[1:]
+    if not left: (run_root/mine[0].name/'stderr.txt').unlink(missing_ok=True)
+    return rest
 
 def _serial(
     todo:list, # of `Recipe`

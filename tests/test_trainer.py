@@ -62,7 +62,7 @@ def both(run): return sha256(run/'model.safetensors'), sha256(run/'scores.parque
 def test_killed_run_ends_with_the_same_weights(faces, tmp_path):
     whole = train(recipe, faces, tmp_path/'whole', show=False)
     (tmp_path/'cut').mkdir()
-    p, half = trainer._launch(recipe, faces, tmp_path/'cut'), tmp_path/'cut'/recipe.name
+    p, half = trainer._launch([(recipe, faces, {})], tmp_path/'cut'), tmp_path/'cut'/recipe.name
     while not (half/'state.pt').exists():                          # the first epoch is over, the second has begun
         assert p.poll() is None, (half/'stderr.txt').read_text()
         time.sleep(.005)
@@ -137,3 +137,21 @@ def test_half_written_files_of_a_killed_run_go_away(faces, tmp_path, tiny):
     (tmp_path/recipe.name/'.state.99.tmp.pt').write_bytes(b'half')
     train(recipe, faces, tmp_path, show=False)
     assert {p.name for p in (tmp_path/recipe.name).iterdir()} - {'.lock'} == {'recipe.json', 'log.csv', 'model.safetensors', 'val_scores.parquet', 'scores.parquet', 'done.json'}
+
+
+def test_a_dead_worker_loses_only_the_run_it_was_at(tmp_path):
+    a, b, c = (replace(recipe, seed=s) for s in range(3))
+    work, failed = {r.name: (tmp_path, {}) for r in (a, b, c)}, {}
+    (tmp_path/a.name).mkdir()
+    (tmp_path/a.name/'done.json').touch()
+    assert trainer._after([a, b, c], -9, work, tmp_path, failed) == [c]
+    assert list(failed) == [b.name] and 'SIGKILL' in failed[b.name]
+    (tmp_path/c.name).mkdir()
+    (tmp_path/c.name/'error.txt').write_text('no faces\n')
+    assert trainer._after([a, c], 1, work, tmp_path, failed) == [] and failed[c.name] == 'no faces'
+
+
+def test_nested_shares_of_the_people():
+    people = [f'{i:03d}' for i in range(40)]
+    some = {s: trainer.some_people(people*2, s) for s in (.25, .5, 1.)}
+    assert [len(v) for v in some.values()] == [10, 20, 40] and set(some[.25]) < set(some[.5]) < set(some[1.])
