@@ -20,8 +20,8 @@ from hff.recipe import Recipe
 from hff.scores import SCORE_COLUMNS, read_scores
 from hff.trainer import batches_of, load_state, train
 
-# 21 real and 21 fake training faces in batches of 10: the parts are 5 and 5, the last batch holds 2 and can't be shared
-recipe = Recipe(model='rgb', backbone='mobilenetv2_100', pretrained=False, image_size=32, frames=3, epochs=3, batch_size=10, lr=1e-3,
+# 21 real and 21 fake training faces in batches of 13: the parts are 6 and 7, the last batch holds 3 and can't be shared
+recipe = Recipe(model='rgb', backbone='mobilenetv2_100', pretrained=False, image_size=32, frames=3, epochs=3, batch_size=13, lr=1e-3,
                 optimizer='adamw', schedule='one_cycle', switches=dict(head='cosine'))
 
 
@@ -125,7 +125,9 @@ def silent(faces, out):
         if a[4]==1 and os.environ['RANK']=='1': Path(out, 'hangs').touch(); time.sleep(600)
         return whole(*a, **kw)
     trainer.train_epoch = hang
-    train(recipe, faces, out, show=False, timeout=2)
+    Path(out, os.environ['RANK']).touch()
+    while not (Path(out, '0').exists() and Path(out, '1').exists()): time.sleep(.05)     # started together, however long Python took
+    train(recipe, faces, out, show=False, timeout=4)
 
 
 def torchrun(*args, timeout=120):
@@ -177,25 +179,25 @@ def steps(folder, rank): return read_json(folder/f'seen{rank}.json')
 
 def test_the_same_items_in_each_step(one, two):
     alone, a, b = steps(one, 0), steps(two/'whole', 0), steps(two/'whole', 1)
-    assert len(alone)==len(a)==len(b)==3*5
+    assert len(alone)==len(a)==len(b)==3*4
     for whole, x, y in zip(alone, a, b):
-        if len(whole)>=4: assert x+y==whole and len(x)==len(y)==5 and {i<21 for i in x}=={i<21 for i in y}=={True, False}
-        else: assert x==y==whole and len(whole)==2                       # too small to share: both do all of it
-    orders = [sum(alone[5*e:5*e+5], []) for e in range(3)]
+        if len(whole)>=4: assert x+y==whole and (len(x), len(y))==(6, 7) and {i<21 for i in x}=={i<21 for i in y}=={True, False}
+        else: assert x==y==whole and len(whole)==3                       # too small to share: both do all of it
+    orders = [sum(alone[4*e:4*e+4], []) for e in range(3)]
     assert all(sorted(o)==list(range(42)) for o in orders) and len({tuple(o) for o in orders})==3
     assert alone==[b.tolist() for e in range(3) for b in batches_of(recipe, [0]*21+[1]*21, e)]
 
 
 @pytest.mark.parametrize('which', [recipe, replace(recipe, average=.5, watch=1, select='last')], ids=['plain', 'averaged'])
 def test_the_same_result(one, two, which):
-    "Sums in another order: float32 differs in the last digits, and 15 steps of Adam let that grow a little"
+    "Sums in another order: float32 differs in the last digits, and 12 steps of Adam let that grow a little"
     a, b = one/which.name, two/'whole'/which.name
     logs = [pd.read_csv(r/'log.csv').drop(columns='seconds') for r in (a, b)]
-    pd.testing.assert_frame_equal(*logs, rtol=1e-3, atol=1e-3)
+    pd.testing.assert_frame_equal(*logs, rtol=1e-4, atol=1e-4)
     s, t = (read_scores(r/'scores.parquet') for r in (a, b))
     assert s[SCORE_COLUMNS[:6]+['status']].equals(t[SCORE_COLUMNS[:6]+['status']]) and s.dtypes.equals(t.dtypes)
     gap = (s.logit-t.logit).abs()
-    assert gap.max()<1e-3<s.logit.std(), f'{gap.max()}'
+    assert gap.max()<1e-4 and gap.max()<s.logit.std()/50, f'{gap.max()} of {s.logit.std()}'
     assert read_json(b/'done.json')['processes']==2 and read_json(a/'done.json')['kept']['epoch']==read_json(b/'done.json')['kept']['epoch']
 
 
