@@ -149,7 +149,7 @@ def _developed(batch, names, seeds, chance=.5):
 # %% ../nbs/24_datasets.ipynb #7e9428d0
 def augment(
     batch:Tensor, # (B, 3, H, W), any dtype; uint8 for what changes colours
-    names:tuple, # some of flip, shift, colour, blur, noise, jpeg
+    names:tuple, # some of flip, shift and the keys of `PHOTO`
     generator:torch.Generator, # source of randomness (on the CPU)
     reach:float=.04, # largest shift, share of the side
     maps:Tensor|None=None, # (B, C, h, w) that go with the pictures, at a resolution of their own

@@ -293,15 +293,21 @@ def run_notebooks(
 def write_page(
     out_dir:Path|str, # tables, pictures and packed scores
     done:pd.DataFrame, # from `run_notebooks`
+    books:list, # paths of the notebooks
     preset:str, # named in the heading
 )->Path: # `index.html`
-    "One page with everything"
-    from hff.page import index_page
-    r = read_results(Path(out_dir)/'scores')
+    "One page with everything; made from the packed scores again, it is the same to the byte"
+    from hff.page import heading, index_page
+    r, ok = read_results(Path(out_dir)/'scores'), done.set_index('notebook')
     runs = r.runs[~r.runs.recipe.str.contains('"trivial": true')]
-    facts = {**{k: v for k, v in r.facts.items() if k in ('preset', 'seeds', 'machine', 'seconds')},
-             'runs': f"{int(runs.state.eq('finished').sum())} finished, {int(runs.state.eq('failed').sum())} failed", 'training seconds': float(runs.seconds.sum())}
-    return index_page(out_dir, done.drop(columns='seconds'), facts, f'hff reproduce --preset {Path(preset).stem}')
+    state = runs.state.value_counts()
+    sections = [dict(stem=_stem(b), **heading(b), ok=bool(ok.ok[b.stem]), error=ok.error[b.stem]) for b in books if b.stem in ok.index]
+    facts = dict(command=f'hff reproduce --preset {Path(preset).stem} --seeds {",".join(map(str, r.facts["seeds"]))}', preset=Path(preset).stem, seeds=', '.join(map(str, r.facts['seeds'])),
+                 runs=', '.join(f'{n} {k}' for k, n in state.items()), machine=r.facts['machine'],
+                 times={**(r.facts.get('seconds') or {}), 'all trainings, one core each': float(runs.seconds.sum())})
+    return index_page(out_dir, sections, facts, f'hff reproduce --preset {Path(preset).stem}')
+
+def _stem(book): return book.stem.split('_')[0] if book.stem.startswith('table') else book.stem     # how the files of a notebook begin
 
 def writable(
     folder:Path|str, # to write in
@@ -329,7 +335,7 @@ def reproduce(
     if from_scores: seeds = _adopt(from_scores, out_dir)
     else: _make_scores(preset, books, tuple(seeds), data_root, cross, jobs, out_dir)
     done = run_notebooks(books, preset, seeds, out_dir, jobs)
-    page = write_page(out_dir, done, preset)
+    page = write_page(out_dir, done, books, preset)
     print(f'{page} shows all of it; {round(time.time()-start)} s in total')
     return done
 
@@ -393,7 +399,7 @@ def do_step(
         done = run_notebooks(books, preset, tuple(read_plan(preset)['seeds']), out, jobs)
         for r in done.to_dict('records'): write_json(r, note(r['notebook']))
         if not done.ok.all(): raise HffError(f"failed: {', '.join(done.notebook[~done.ok])}; the traceback is in the executed copy under {runs_root(preset)/'notebooks'}")
-    if step=='page': write_page(out, pd.DataFrame([read_json(note(b.stem)) for b in books if note(b.stem).is_file()]), preset)
+    if step=='page': write_page(out, pd.DataFrame([read_json(note(b.stem)) for b in books if note(b.stem).is_file()]), books, preset)
 
 # %% ../nbs/61_reproduce.ipynb #01890a52
 def differing(

@@ -267,7 +267,8 @@ def _training_faces(recipe, table, faces):
     "The given fakes, or some that are made on the way; with maps for a network that learns one"
     if recipe.fakes=='data' and not recipe.map_weight: return FaceDataset(table, faces, blank_face=recipe.blank_face)
     from hff.blends import TrainingFaces
-    return TrainingFaces(table, faces, fakes=recipe.fakes, seed=recipe.seed, maps=bool(recipe.map_weight), target='boundary' if recipe.model=='xray' else 'mask')
+    return TrainingFaces(table, faces, fakes=recipe.fakes, seed=recipe.seed, maps=bool(recipe.map_weight), target='boundary' if recipe.model=='xray' else 'mask',
+                         blank_face=recipe.blank_face)
 
 def _same_crops(recipe, faces):
     "Crops that were cut otherwise than the recipe says are other data"
