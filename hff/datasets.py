@@ -36,8 +36,9 @@ def face_hull(
 def decoders(
     most:int=8, # at most so many
 )->int: # processes that decode
-    "Processes for decoding: one core is left for the network"
-    return min(most, (os.cpu_count() or 2)-1)
+    "Processes for decoding: one core is left for the network, and processes that train together share the others"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 2
+    return min(most, (cores-1)//int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
 
 def read_crop(
     path:Path, # PNG of `hff.extract`, or any picture
@@ -152,12 +153,15 @@ def augment(
     generator:torch.Generator, # source of randomness (on the CPU)
     reach:float=.04, # largest shift, share of the side
     maps:Tensor|None=None, # (B, C, h, w) that go with the pictures, at a resolution of their own
+    of:tuple|None=None, # (first, all): these are pictures `first`, `first+1`, ... of a batch of `all`, and get the draws they would get in it
 )->Tensor|tuple: # (B, 3, H, W), new tensor; with `maps` both
     "Each picture changed by its own draw; `maps` are mirrored and shifted with it"
     if bad := set(names)-{'flip','shift',*PHOTO}: raise HffError(f"No augmentation {' '.join(sorted(bad))}: there are flip, shift, {', '.join(PHOTO)}")
-    draws = torch.rand(len(batch), 3, generator=generator)[...,None]               # the same draws whatever is switched on
+    first, n = of or (0, len(batch))
+    own = slice(first, first+len(batch))
+    draws = torch.rand(n, 3, generator=generator)[own,:,None]                      # the same draws whatever is switched on
     out = _moved(batch, names, draws, reach)
-    if set(names)&set(PHOTO): out = _developed(out, names, torch.randint(2**62, (len(batch),), generator=generator))
+    if set(names)&set(PHOTO): out = _developed(out, names, torch.randint(2**62, (n,), generator=generator)[own])
     return out if maps is None else (out, _moved(maps, names, draws, reach))
 
 def _moved(batch, names, draws, reach):
