@@ -56,9 +56,9 @@ def manifest_of(
     from hff.readers import read_source
     from hff.sources import read_ffpp
     if not name: return read_ffpp(data.root, quality=quality), data.root
-    if name=='df1': return read_source('df1', data.cross[name], ffpp=data.root), {'': data.cross[name], 'ffpp': data.root}
-    m = read_source(name, data.cross[name])
-    return m[m.split.eq('test') & m.quality.isin(('c23', ''))].reset_index(drop=True), data.cross[name]
+    ffpp = dict(ffpp=data.root) if name=='df1' else {}                   # DeeperForensics has its reals there
+    m = read_source(name, data.cross[name], **ffpp)
+    return m[m.split.eq('test') & m.quality.isin(('c23', ''))].reset_index(drop=True), {'': data.cross[name], **ffpp}
 
 def faces_of(
     data:Data, # from `open_data`
