@@ -1,4 +1,4 @@
-"`python -m hff`, for where the command is started by another one: torchrun, srun, a workflow"
+"`python -m hff`: the command line"
 from hff.cli import main
 
-main()
+if __name__=="__main__": raise SystemExit(main())
