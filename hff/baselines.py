@@ -26,7 +26,8 @@ BASELINES = dict(
             'the pooled map is normalised over the batch before the classifier'),
     bayar=dict(paper='Bayar & Stamm, Constrained Convolutional Neural Networks', where='IH&MMSec 2016; IEEE TIFS 13(11), 2018', tables='6',
         idea='a learnt first layer that can only predict a pixel from its neighbours and keep the error',
-        simplified='three filters over RGB in front of the shared backbone, not a network of its own; the constraint holds by a shift of the weights, not by division'),
+        simplified='three filters over RGB in front of the shared backbone, not a network of its own; '
+            'the constraint holds by a shift of the weights, not by division'),
     srmnet=dict(paper='Zhou et al., Learning Rich Features for Image Manipulation Detection', where='CVPR 2018, arXiv 1805.04953', tables='6',
         idea='three fixed SRM kernels, the noise stream alone',
         simplified='no RGB stream, no region proposals, no bilinear pooling: the noise stream as an image classifier on the shared backbone'),
@@ -152,7 +153,11 @@ def bands(
 # %% ../nbs/16_baselines.ipynb #aeac6e3e
 FAD_EDGES = (0., .125**.5, .5, 2.)   # u + v < a*n cuts off a corner of area a*a/2: 1/16 and 1/8
 
-def squash(w): return (w/2).tanh()
+def squash(
+    w:Tensor, # any shape, any float
+)->Tensor: # same shape, in (-1, 1)
+    "The squashing of the learnt masks, $(1-e^{-w})/(1+e^{-w})$"
+    return (w/2).tanh()
 
 class FAD(nn.Module):
     "Picture in low, middle, high and all frequencies: (B, 3, S, S) -> (B, 12, S, S) (Qian et al. 2020)"
