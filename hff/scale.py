@@ -76,8 +76,9 @@ def test_videos(
     "Test videos of another data set, or all where the number is not published"
     from hff.info import known_counts
     c = known_counts(name).query("definition==''").set_index('split')
-    if not c.index.isin(('test', 'total')).any(): raise HffError(f"No number of videos is known for {name}")
-    real, fake = c.loc['test' if 'test' in c.index and c.loc['test', ['real', 'fake']].notna().all() else 'total', ['real', 'fake']]
+    c = c[c.real.notna() & c.fake.notna()]
+    if not len(at := [k for k in ('test', 'total') if k in c.index]): raise HffError(f"No number of videos is known for {name}")
+    real, fake = c.loc[at[0], ['real', 'fake']]
     return int(real+fake*(_df1 if name=='df1' else 1))
 
 def images_of(
@@ -120,9 +121,10 @@ def estimate(
     for x in all_runs(tables or paper_tables(), preset, tuple(seeds)).itertuples():
         r, n, i = x.recipe, network_size(x.recipe), images_of(x.recipe, x.cross, counts)
         work = 2*n['macs']*(3*r.epochs*i['epoch']+i['scored'])
-        rows.append(dict(run=x.run, tables=' '.join(x.tables), gmacs=n['macs']/1e9, trained=r.epochs*i['epoch'], scored=i['scored'], images_s=speed/(6*n['macs']),
-                         gpu_hours=work/speed/3600, checkpoint_mb=n['state_bytes']/1e6, scores_mb=i['scored']*per_frame/1e6,
-                         state_mb=(n['state_bytes']+8*n['trainable'])/1e6, gpu_gb=(16*n['parameters']+r.batch_size*n['kept_bytes'])/1e9, recipe=r, cross=x.cross))
+        rows.append(dict(run=x.run, tables=' '.join(x.tables), gmacs=n['macs']/1e9, trained=r.epochs*i['epoch'], scored=i['scored'],
+                         images_s=speed/(6*n['macs']), gpu_hours=work/speed/3600, checkpoint_mb=n['state_bytes']/1e6, scores_mb=i['scored']*per_frame/1e6,
+                         state_mb=(n['state_bytes']+8*n['trainable'])/1e6, gpu_gb=(16*n['parameters']+r.batch_size*n['kept_bytes'])/1e9,
+                         recipe=r, cross=x.cross))
     out = pd.DataFrame(rows)
     out.attrs.update(gpu=gpu, peak=peak, utilisation=utilisation or usual, counts=dict(counts))
     return out
@@ -144,15 +146,16 @@ def totals(
         sets[r.quality, r.image_size] = sum(a['counts'].values())*(1+len(METHODS))*r.frames
         sets |= {(c, r.image_size): test_videos(c)*r.frames for c in cross}
     png, points = sum(n*crop_bytes(size) for (_, size), n in sets.items()), sum(sets.values())*468*2*4
+    how = f"estimate: 6 operations a multiply-add and trained image, 2 a scored one, at {a['utilisation']:.0%} of {a['peak']:g} TFLOP/s (assumed)"
     rows = [('runs', len(e), '', 'each once, whatever the number of tables it serves'),
-            ('time', e.gpu_hours.sum(), f"hours of one {a['gpu']}", f"estimate: 6 operations a multiply-add and trained image, 2 a scored one, at {a['utilisation']:.0%} of {a['peak']:g} TFLOP/s (assumed)"),
+            ('time', e.gpu_hours.sum(), f"hours of one {a['gpu']}", how),
             ('longest run', e.gpu_hours.max(), 'hours', 'as above; the wall time with a GPU for each run'),
-            ('crops', png/1e9, 'GB', f'{sum(sets.values()):,} frames of {len(sets)} sets, as uncompressed PNG (size of one file measured); other data sets in full'),
+            ('crops', png/1e9, 'GB', f'{sum(sets.values()):,} frames of {len(sets)} sets, as uncompressed PNG (one file measured)'),
             ('landmarks', points/1e9, 'GB', '468 points a frame, float32'),
             ('checkpoints', e.checkpoint_mb.sum()/1e3, 'GB', "bytes of each network's state, counted without numbers"),
             ('score files', e.scores_mb.sum()/1e3, 'GB', 'bytes a frame of a file of 20,000 rows'),
             ('state of a run', e.state_mb.max()/1e3, 'GB', 'weights and both moments of Adam, while it runs'),
-            ('GPU memory', e.gpu_gb.max(), 'GB', 'largest run: weights, gradients, moments, and what a step of one batch keeps; workspace and the allocator come on top')]
+            ('GPU memory', e.gpu_gb.max(), 'GB', 'largest run: weights, gradients, moments, what a step keeps; workspace and the allocator come on top')]
     return pd.DataFrame(rows, columns=['quantity', 'value', 'unit', 'how'])
 
 # %% ../nbs/63_scale.ipynb #e9d924f5
@@ -199,8 +202,9 @@ def made_up_faces(
     keys = np.repeat([clip_key(r) for r in manifest.to_dict('records')], frames)
     lost = np.random.default_rng(0).random(len(t)) < .005
     lost[0] = False
-    t = t.assign(frame=i*10, crop=np.where(lost, '', pd.Series(keys)+'/'+pd.Series(i*10).map('{:04}.png'.format)), x0=0., y0=0., x1=float(size), y1=float(size), angle=0.,
-                 found=1, choice='largest', status=np.where(lost, 'missing', 'ok'), reason=np.where(lost, 'no face', ''))[FACE_COLUMNS]
+    crop = pd.Series(keys)+'/'+pd.Series(i*10).map('{:04}.png'.format)
+    t = t.assign(frame=i*10, crop=crop.mask(lost, ''), x0=0., y0=0., x1=float(size), y1=float(size), angle=0., found=1, choice='largest',
+                 status=np.where(lost, 'missing', 'ok'), reason=np.where(lost, 'no face', ''))[FACE_COLUMNS]
     first = t[t.split.eq('train') & t.status.eq('ok')].groupby('method', sort=False).crop.first()
     for c in first: write_png(folder/c, np.full((size, size, 3), 128, np.uint8))
     with atomic(folder/'faces.parquet') as f: t.to_parquet(f, index=False)
@@ -244,8 +248,11 @@ def table_work_apart(
     recipe:Recipe, # what a run would take of it
 )->dict: # as `table_work`
     "`table_work` in a process of its own, so that its memory can be told"
-    code = "import json, sys; from hff.recipe import make_recipe; from hff.scale import table_work; print(json.dumps(table_work(sys.argv[1], make_recipe(**json.loads(sys.argv[2])))))"
-    env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(Path(__import__('hff').__file__).parent.parent), *filter(None, [os.environ.get('PYTHONPATH')])]))
+    import hff
+    code = ("import json, sys; from hff.recipe import make_recipe; from hff.scale import table_work; "
+            "print(json.dumps(table_work(sys.argv[1], make_recipe(**json.loads(sys.argv[2])))))")
+    path = [str(Path(hff.__file__).parent.parent), *filter(None, [os.environ.get('PYTHONPATH')])]
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join(path))
     r = subprocess.run([sys.executable, '-c', code, str(faces), json.dumps(asdict(recipe))], capture_output=True, text=True, env=env)
     if r.returncode: raise HffError(f"The work on tables failed: {r.stderr.strip().splitlines()[-1]}")
     return json.loads(r.stdout)

@@ -131,7 +131,8 @@ def silent(faces, out):
 
 
 def torchrun(*args, timeout=120):
-    env = os.environ | dict(OMP_NUM_THREADS='1', TQDM_DISABLE='1', PYTHONPATH=os.pathsep.join([str(Path(trainer.__file__).parent.parent), *filter(None, [os.environ.get('PYTHONPATH')])]))
+    path = [str(Path(trainer.__file__).parent.parent), *filter(None, [os.environ.get('PYTHONPATH')])]
+    env = os.environ | dict(OMP_NUM_THREADS='1', TQDM_DISABLE='1', PYTHONPATH=os.pathsep.join(path))
     cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', *map(str, args)]
     return subprocess.run(cmd, env=env, capture_output=True, text=True, timeout=timeout)
 
@@ -234,7 +235,8 @@ def test_a_silent_process_does_not_hold_the_others(faces, tmp_path):
 
 def test_the_command(faces, tmp_path):
     "The command line and a real network; dropout and batch norm of its own in each process"
-    settings = {k: v for k, v in asdict(recipe).items() if k in ('backbone', 'pretrained', 'image_size', 'frames', 'batch_size', 'lr', 'schedule', 'switches', 'optimizer')}
+    wanted = ('backbone', 'pretrained', 'image_size', 'frames', 'batch_size', 'lr', 'schedule', 'switches', 'optimizer')
+    settings = {k: v for k, v in asdict(recipe).items() if k in wanted}
     (tmp_path/'two.yaml').write_text(json.dumps(dict(recipe=settings | dict(epochs=1))))
     env = pytest.MonkeyPatch()
     env.setenv('HFF_RUNS', str(tmp_path/'runs'))

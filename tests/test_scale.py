@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hff.experiments import experiment
-from hff.extract import make_cropping, read_faces
+from hff.extract import faces_id, make_cropping, read_faces
 from hff.manifest import identity_leaks, read_manifest
 from hff.paths import HffError
 from hff.readers import index_source
@@ -83,3 +83,14 @@ def test_a_full_table_is_split_and_shuffled(tree, tmp_path):
     assert abs(work['steps']-images_of(r)['epoch']/32)<.01*work['steps']
     assert work['mb']<700, f"{work['mb']} MB"                                                              # about 230 on one machine
     assert sum(v for v in work.values() if isinstance(v, float))<60
+
+
+def test_faces_cut_out_beforehand_are_found(tmp_path):
+    "`hff data index` and `hff faces --preset paper` come to the content id that the plan looks for"
+    from hff.reproduce import Data, manifest_of
+    (tmp_path/'clip.mp4').write_bytes(real(0))
+    root, r, p = link_tree(tmp_path/'tree', tmp_path/'clip.mp4', pairs=(4, 2, 2)), preset_recipe('paper'), load_preset('paper')
+    m, where = manifest_of(Data('paper', root, {}, 1), '', r.quality)
+    index_source('ffpp', root, tmp_path/'m.parquet', quality='c23')
+    by_hand = faces_id(read_manifest(tmp_path/'m.parquet'), {'': root}, **asdict(make_cropping(frames=p['recipe']['frames'], **p['crop'])))
+    assert faces_id(m, where, **asdict(make_cropping(frames=r.frames, **r.crop)))==by_hand

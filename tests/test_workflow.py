@@ -1,6 +1,7 @@
 "The workflow, with a script in the place of `hff`; the same file is that script"
 import json
 import os
+import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -14,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 RUNS = [f'two_stream-F2F-c23-s{i}-0000000{i}' for i in range(3)]
 BOOKS = ['table3_ablation', 'table4_cross_manipulation', 'summary']
 FOLDERS = {n: n[:-8]+f'abcdef{i:02}' for i, n in enumerate(RUNS)}           # with the id of the data, so another hash
-PLAN = dict(preset='mini', seeds=[0], runs={n: dict(recipe={}, faces='faces', cross={}, tables=['table3']) for n in RUNS}, folders=FOLDERS, notebooks=BOOKS)
+PLAN = dict(preset='mini', seeds=[0], runs={n: dict(recipe={}, faces='faces', cross={}, tables=['table3']) for n in RUNS},
+            folders=FOLDERS, notebooks=BOOKS)
 
 
 def stand_in(words):
@@ -34,9 +36,11 @@ class Flow:
         (self.d/'mini').mkdir(exist_ok=True)
         (asked := self.d/'mini/asked.txt').write_text('')
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])
-        cmd = [sys.executable, '-m', 'snakemake', '-s', ROOT/'hff/workflow/Snakefile', '--profile', ROOT/f'hff/workflow/profiles/{profile}', '-d', self.d, *args,
-               '--config', f'hff={sys.executable} {__file__}', 'gpu=0', *config]
-        r = subprocess.run([*map(str, cmd)], env=os.environ | dict(HFF_RUNS=str(self.d), HFF_ROOT=str(ROOT), PYTHONPATH=path), capture_output=True, text=True, timeout=120)
+        flow = ROOT/'hff/workflow'
+        cmd = [sys.executable, '-m', 'snakemake', '-s', flow/'Snakefile', '--profile', flow/f'profiles/{profile}', '-d', self.d, *args,
+               '--config', f'hff={shlex.quote(sys.executable)} {shlex.quote(__file__)}', 'gpu=0', *config]
+        env = os.environ | dict(HFF_RUNS=str(self.d), HFF_ROOT=str(ROOT), PYTHONPATH=path)
+        r = subprocess.run([*map(str, cmd)], env=env, capture_output=True, text=True, timeout=120)
         self.text = r.stdout+r.stderr
         return r.returncode, [json.loads(x) for x in asked.read_text().splitlines()]
 
@@ -59,7 +63,8 @@ def test_failure_resume_and_change(flow):
     (flow.d/f'mini/fail-{RUNS[1]}').touch()
     odd = "/data/it's a {tree} $HOME"
     code, asked = flow.run('--cores', '2', config=['seeds=0,1', f'data_root={odd}', 'cross=dfd=/a b,celebdf_v1=/c'])
-    assert code!=0 and asked[0]==['reproduce', '--preset', 'mini', '--seeds', '0,1', '--data-root', odd, '--cross', 'dfd=/a b,celebdf_v1=/c', '--jobs', '2', '--step', 'plan'], flow.text
+    given = ['--seeds', '0,1', '--data-root', odd, '--cross', 'dfd=/a b,celebdf_v1=/c']
+    assert code!=0 and asked[0]==['reproduce', '--preset', 'mini', *given, '--jobs', '2', '--step', 'plan'], flow.text
     assert sorted(steps_of(asked)[1:])==[('--step', 'run', '--run', n) for n in RUNS]              # the failed one stops no other run
     assert {p.name for p in flow.steps.glob('*.done')}=={f'run-{FOLDERS[n]}.done' for n in (RUNS[0], RUNS[2])}
     assert 'the loss is nan' in (flow.steps/f'logs/run-{FOLDERS[RUNS[1]]}.txt').read_text()
@@ -69,12 +74,14 @@ def test_failure_resume_and_change(flow):
     assert code==0, flow.text
     book = lambda b: ('--step', 'notebook', '--only', b)
     got = steps_of(asked)
-    assert got[:2]==[('--step', 'run', '--run', RUNS[1]), ('--step', 'pack')] and sorted(got[2:4])==sorted(map(book, BOOKS[:2])) and got[4:]==[book('summary'), ('--step', 'page')]
+    assert got[:2]==[('--step', 'run', '--run', RUNS[1]), ('--step', 'pack')]
+    assert sorted(got[2:4])==sorted(map(book, BOOKS[:2])) and got[4:]==[book('summary'), ('--step', 'page')]
     plan = json.loads((flow.steps/'plan.json').read_text())
     plan['runs'][RUNS[0]]['cross'] = dict(dfd='crops')
     (flow.steps/'plan.json').write_text(json.dumps(plan))
     code, asked = flow.run('--cores', '2', config=same)                                          # a run whose entry changed, and what follows from it
-    assert code==0 and [a for a in steps_of(asked) if 'run' in a]==[('--step', 'run', '--run', RUNS[0])] and ('--step', 'pack') in steps_of(asked), flow.text
+    got = steps_of(asked)
+    assert code==0 and [a for a in got if 'run' in a]==[('--step', 'run', '--run', RUNS[0])] and ('--step', 'pack') in got, flow.text
     assert flow.run('--cores', '2', config=same)==(0, [])                                        # and then nothing
 
 
