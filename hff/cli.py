@@ -269,6 +269,7 @@ def train(
     made = {} if 'data' in fakes.split('+') else dict(train_methods=(), select='last')
     want = dict(model=model, train_methods=_words(methods), seed=seed, fakes=fakes) | made | ({} if not quality else dict(quality='' if quality=='none' else quality))
     preset_recipe(preset, **want)                                   # a wrong name fails before any work
+    if int(os.environ.get('WORLD_SIZE', 1))>1 and not faces: raise HffError("Several processes: cut out the faces first (`hff faces`) and give --faces, so that they don't all do it")
     if faces and data_root: raise HffError("Give --faces or --data-root, not both: crops are there already, or are to be cut out")
     if faces: folder, id_, crop = _crops_of(faces, want['train_methods'])
     else:
@@ -278,7 +279,7 @@ def train(
         id_, crop = folder.name, None
     recipe = preset_recipe(preset, **want, data=id_, **({} if crop is None else dict(crop=crop, image_size=crop['size'])))
     run = train(recipe, folder, runs_root(preset))
-    typer.echo(run); _print_metrics(read_scores(run/'scores.parquet'))
+    if int(os.environ.get('RANK', 0))==0: typer.echo(run); _print_metrics(read_scores(run/'scores.parquet'))     # one of several processes speaks
 
 def _crops_of(folder, methods):
     "Folder, content id and settings of crops that are there"

@@ -528,7 +528,7 @@ def _launch(
     "Start some runs in a process of their own, with one thread"
     import hff
     here = str(Path(hff.__file__).parent.parent)
-    env = os.environ | dict(OMP_NUM_THREADS='1', TQDM_DISABLE='1', PYTHONPATH=os.pathsep.join(filter(None, (here, os.environ.get('PYTHONPATH')))))
+    env = {k: v for k, v in os.environ.items() if k not in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')} | dict(OMP_NUM_THREADS='1', TQDM_DISABLE='1', PYTHONPATH=os.pathsep.join(filter(None, (here, os.environ.get('PYTHONPATH')))))
     for r, *_ in todo:
         try: (run_root/r.name).mkdir(parents=True, exist_ok=True); (run_root/r.name/'error.txt').unlink(missing_ok=True)
         except OSError as e: raise HffError(f"Cannot write in the run folder {run_root/r.name}: {e.strerror}; choose another run root") from e
