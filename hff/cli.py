@@ -9,7 +9,7 @@ __all__ = ['app', 'miniff', 'data', 'scores', 'Preset', 'Jobs', 'Data', 'Name', 
            'predict', 'scores_export', 'scores_import', 'scores_compare', 'bench', 'os_cores', 'main']
 
 # %% ../nbs/62_cli.ipynb #196a7d36
-import sys, warnings
+import os, sys, warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -495,7 +495,6 @@ def bench(
 # %% ../nbs/62_cli.ipynb #eca48e6c
 def os_cores():
     "Cores this process may use"
-    import os
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 def _show_warning(message, category, filename, lineno, file=None, line=None):
