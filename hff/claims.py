@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from .experiments import STUDIES
 from .compare import delong_test, holm
 from .metrics import interval
 from .paths import HffError
@@ -82,6 +83,7 @@ def paper_mean(
     side:tuple, # row, trains, tests
 )->float: # mean of the printed values; nan when one of them is not printed
     "One side of a claim, as printed"
+    if table in STUDIES: return np.nan                          # not in the paper
     p = paper_values(table); p = p[p.row.eq(side[0])]
     known = {(m if side[1] else None, t): v for m, t, v in zip(p.train, p.test, p.paper)}
     return float(np.mean([known.get(c, np.nan) for c in cells_of(side)]))
