@@ -56,17 +56,26 @@ def _seeds(text):
     return seeds
 
 # %% ../nbs/62_cli.ipynb #b0f6d9bb
-@miniff.command('build', epilog="Example: hff miniff build --preset smoke --out data/my-miniff")
+@miniff.command('build', epilog="Examples: hff miniff build --preset smoke --out data/my-miniff; hff miniff build --set dfd")
 def miniff_build(
     preset:Preset='mini',
+    which:Annotated[str, typer.Option('--set', help="ffpp (MiniFF itself), or a stand-in for another test set: dfd, celebdf_v1, dfdcp, df1")]='ffpp',
     out:Annotated[str, typer.Option(help="folder to build in (default: data/miniff-PRESET-sSEED-TAG)")]='',
     seed:Annotated[int, typer.Option(help="one seed gives the same bytes")]=0,
     faces:Annotated[str, typer.Option(help="rendered, or a folder of your own photographs or videos")]='rendered',
+    ffpp:Annotated[str, typer.Option('--ffpp-root', help="df1: the MiniFF that lends targets and reals (default: of this preset and seed, built when missing)")]='',
     jobs:Jobs=0,
 ):
-    "Build MiniFF: rendered (or your own) people, four manipulations, H.264, FaceForensics++'s layout."
-    from hff.miniff.build import build
-    typer.echo(f"MiniFF is in {build(out or None, preset=preset, seed=seed, faces=faces, jobs=jobs or os_cores())}")
+    "Build MiniFF: rendered (or your own) people, four manipulations, H.264, FaceForensics++'s layout; or a small test set of another make."
+    given = dict(out=out or None, preset=preset, seed=seed, jobs=jobs or os_cores())
+    if ffpp and which!='df1': raise HffError("--ffpp-root goes with --set df1")
+    if which=='ffpp':
+        from hff.miniff.build import build
+        typer.echo(f"MiniFF is in {build(faces=faces, **given)}")
+    else:
+        if faces!='rendered': raise HffError("--faces goes with MiniFF itself: the people of the stand-ins are rendered")
+        from hff.miniff.standins import build_standin
+        typer.echo(f"The stand-in for {which} is in {build_standin(which, ffpp=ffpp or None, **given)}")
 
 @miniff.command('verify', epilog="Example: hff miniff verify data/my-miniff")
 def miniff_verify(
