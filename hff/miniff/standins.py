@@ -31,11 +31,7 @@ from ..video import read_video, write_mask_video, write_video
 
 # %% ../../nbs/32a_standins.ipynb #c78d739a
 STANDINS = ('dfd', 'celebdf_v1', 'dfdcp', 'df1')
-<<<<<<< HEAD
-STANDIN_DEFAULTS = dict(people=20, steps=160)   # people of each set; optimiser steps of each network
-=======
 STANDIN_DEFAULTS = dict(people=20, steps=140)   # people of each set; optimiser steps of each network
->>>>>>> standins
 
 def standin_settings(
     name:str, # one of `STANDINS`
@@ -305,14 +301,9 @@ def _df1_lists(names, takes):
     out = {f'lists/splits/{k}.txt': lines(part) for k, part in dict(train=names[:a], val=names[a:b], test=names[b:]).items()}
     for v in VARIANTS:
         mine = [t for t in takes if t.path.split('/')[1]==v]
-<<<<<<< HEAD
-        out[f'lists/manipulated_videos_lists/manipulated_videos_{v}_list.txt'] = lines(t.path for t in mine)
-        if mine[0].distortions: out[f'lists/manipulated_videos_distortions_meta/manipulated_videos_{v}_meta.txt'] = lines(' '.join([t.path, *(f'{k}:{l}' for k, l in t.distortions)]) for t in mine)
-=======
         meta = lines(' '.join([t.path, *(f'{k}:{level}' for k, level in t.distortions)]) for t in mine)
         out[f'lists/manipulated_videos_lists/manipulated_videos_{v}_list.txt'] = lines(t.path for t in mine)
         if mine[0].distortions: out[f'lists/manipulated_videos_distortions_meta/manipulated_videos_{v}_meta.txt'] = meta
->>>>>>> standins
     return out
 
 def plan_standin(
@@ -369,12 +360,8 @@ def _make(job):
             frames = a.frames
             with atomic(files[-1]) as tmp: np.savez(tmp, landmarks=a.landmarks)
         else: frames, masks = _forged(out, take, half, seed)
-<<<<<<< HEAD
-        for i, (k, level) in enumerate(take.distortions): frames = distorted(frames, k, level, _draw(seed, take.path, i), out/'.work'/f"{take.path.replace('/', '-')}")
-=======
         between = out/'.work'/take.path.replace('/', '-')
         for i, (k, level) in enumerate(take.distortions): frames = distorted(frames, k, level, _draw(seed, take.path, i), between)
->>>>>>> standins
         if take.mask: write_mask_video(out/take.mask, masks)
         write_video(path, frames, take.crf)
 
