@@ -33,7 +33,8 @@ def _claims1():
            [('T1', f'{across.format(_xc)}, trained on {m}', (_xc, (m,), 'within'), (_xc, (m,), 'cross')) for m in METHODS]
 
 def _claims3():
-    steps = [('SRM', 'RGB', 'SRM beats RGB on unseen methods'), ('Fusion', 'RGB', 'Fusion beats RGB on unseen methods'), ('Fusion', 'SRM', 'Fusion beats SRM on unseen methods'),
+    steps = [('SRM', 'RGB', 'SRM beats RGB on unseen methods'), ('Fusion', 'RGB', 'Fusion beats RGB on unseen methods'),
+             ('Fusion', 'SRM', 'Fusion beats SRM on unseen methods'),
              ('Fusion + RSA', 'Fusion', 'RSA adds to Fusion'), ('Fusion + RSA + DCMA', 'Fusion + RSA', 'DCMA adds to Fusion + RSA'),
              (_full, 'Fusion + RSA + DCMA', 'Multi-scale adds to Fusion + RSA + DCMA'), (_full, 'RGB', 'The full network beats RGB on unseen methods')]
     return [('T3', text, (a, None, CROSS3), (b, None, CROSS3)) for a, b, text in steps] + _tests('T3', 'SRM', 'RGB', ('FS', 'NT'), 'SRM beats RGB on {}') + \
@@ -54,7 +55,8 @@ def _claims5():
 def _claims6():
     four, old = ('DF', 'F2F', 'FS', 'Real'), ('SRMNet', 'Bayar Conv', 'SSTNet')
     return [('T6', f'{_luo} beats {b} (mean of 4 classes)', (_luo, None, four), (b, None, four)) for b in old] + \
-           [c for b in old for c in _tests('T6', _luo, b, ('Real',), f'{_luo} beats {b} on {{}}')] + _tests('T6', _luo, 'F3Net', ('DF', 'F2F'), f'{_luo} beats F3Net on {{}}') + \
+           [c for b in old for c in _tests('T6', _luo, b, ('Real',), f'{_luo} beats {b} on {{}}')] + \
+           _tests('T6', _luo, 'F3Net', ('DF', 'F2F'), f'{_luo} beats F3Net on {{}}') + \
            _tests('T6', 'F3Net', _luo, ('FS',), f'On {{}} it is the other way round: F3Net beats {_luo}')
 
 def _claims7(): return [c for b in ('LAE', 'ClassNSeg', 'ForensicTrans') for c in _tests('T7', _luo, b, ('FS', 'F2F'), f'{_luo} beats {b} on {{}}')]
@@ -137,7 +139,7 @@ def judge(
         whole = [p for p in pairs if all(x is not None for x in p)]
         printed = dict(zip(('paper_a', 'paper_b'), (paper_mean(c.table, s) for s in (c.a, c.b))))
         if whole: r = dict(zip('ab', np.mean([[x[0] for x in p] for p in whole], axis=0))) | verdict(np.stack([a-b for a, b in whole]))
-        else: r = dict(a=np.nan, b=np.nan, difference=np.nan, lo=np.nan, hi=np.nan, seeds='–', verdict='not measured' if {c.a[0], c.b[0]}<=set(plan.row) else 'quoted')
+        else: r = dict.fromkeys(('a', 'b', 'difference', 'lo', 'hi'), np.nan) | dict(seeds='–', verdict='not measured' if {c.a[0], c.b[0]}<=set(plan.row) else 'quoted')
         rows.append(dict(table=c.table, claim=c.claim) | r | printed | dict(paper_difference=printed['paper_a']-printed['paper_b']))
     return pd.DataFrame(rows)
 
@@ -163,19 +165,20 @@ def against(
     tests:tuple|None=None, # see `tests_of`
 )->pd.DataFrame: # against, train, test, difference (ours - other, mean over seeds), p_holm (the largest), significant, seeds, direction
     "Paired DeLong tests of one row against the others, Holm over the table within each seed"
-    several, rows = plan.groupby('row').train.nunique().max()>1, []
+    several, where, rows = plan.groupby('row').train.nunique().max()>1, tests_of(results, plan, tests), []
     key = plan.assign(key=plan.train.map(trained_on) if several else '')
     both = key[key.row.eq(ours)].merge(key[key.row.isin(others or set(key.row)-{ours})], on=['key', 'seed'], suffixes=('', '_other'))
     for p in both.itertuples():
-        for at in tests_of(results, plan, tests):
+        for at in where:
             if not (sides(results, p.run, *at) and sides(results, p.run_other, *at)) or (at[2]=='all' and at[0] not in PAPER_SETS.values()): continue
-            rows.append(dict(against=p.row_other, train=p.train, dataset=at[0], test=paper_name(at[0], at[2]), seed=p.seed) | _delong(results, p.run, p.run_other, at))
+            rows.append(dict(against=p.row_other, train=p.train, dataset=at[0], test=paper_name(at[0], at[2]), seed=p.seed,
+                             **_delong(results, p.run, p.run_other, at)))
     if not rows: return pd.DataFrame(columns=_against)
     t = pd.DataFrame(rows)
     t['p_holm'] = t.groupby('seed').p.transform(holm)
     g = t.assign(sig=t.p_holm<.05).groupby(['against', 'train', 'dataset', 'test'], sort=False)
-    out = g.agg(difference=('difference', 'mean'), p_holm=('p_holm', 'max'), sig=('sig', 'sum'), n=('sig', 'size'), up=('difference', lambda d: (d>0).all()), down=('difference', lambda d: (d<0).all())).reset_index()
-    same = np.where(out.up, f'{ours} higher', np.where(out.down, f'{ours} lower', 'seeds differ' if plan.seed.nunique()>1 else 'equal'))
+    out = g.agg(difference=('difference', 'mean'), p_holm=('p_holm', 'max'), sig=('sig', 'sum'), n=('sig', 'size'), least=('difference', 'min'), most=('difference', 'max')).reset_index()
+    same = np.where(out.least>0, f'{ours} higher', np.where(out.most<0, f'{ours} lower', 'seeds differ' if plan.seed.nunique()>1 else 'equal'))
     return out.assign(significant=[f'{s} of {n} seeds' for s, n in zip(out.sig, out.n)], direction=same)[_against]
 
 _against = ['against', 'train', 'dataset', 'test', 'difference', 'p_holm', 'significant', 'direction']
@@ -203,7 +206,8 @@ def draw_claims(
     ax.scatter(j.paper_difference, y, marker='D', facecolor='none', edgecolor=GREY, s=24, label='paper', zorder=3)
     for word, style in look.items():
         k = j.verdict.eq(word).to_numpy(); d = j[k]; colour = RED if word=='does not hold' else BLUE
-        if k.any(): ax.errorbar(d.difference, y[k], xerr=np.abs(np.vstack([d.difference-d.lo, d.hi-d.difference])), color=colour, mec=colour, ms=5, lw=1.2, label=f'here: {word}', **style)
+        bar = np.abs(np.vstack([d.difference-d.lo, d.hi-d.difference]))
+        if k.any(): ax.errorbar(d.difference, y[k], xerr=bar, color=colour, mec=colour, ms=5, lw=1.2, label=f'here: {word}', **style)
     ax.set(yticks=y, yticklabels=[f'{c}  ({v})' if v not in look else c for c, v in zip(j.claim, j.verdict)], xlabel='difference A - B', ylim=(-.7, len(j)-.3))
     ax.grid(axis='y', visible=False); ax.figure.legend(*ax.get_legend_handles_labels(), loc='outside upper right', ncols=4, frameon=False)
     if title: ax.figure.suptitle(title, x=.01, ha='left')

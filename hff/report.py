@@ -100,7 +100,7 @@ def _same_videos(results, run, found):
     for (d, q), gs in () if run.startswith('trivial-') else found.items():
         for g in gs:
             other, names = _once(results, ('videos', d, q, g.method), lambda: (run, g.videos))
-            if not np.array_equal(names, g.videos): raise HffError(f"{run} and {other} list different videos of {d} {q} {g.method}: score both on the same data")
+            if not np.array_equal(names, g.videos): raise HffError(f"{run} and {other} list other videos of {d} {q} {g.method}: score both on the same data")
     return found
 
 def sides(
@@ -171,9 +171,10 @@ def tests_of(
     tests:tuple|None=None, # methods wanted; None: every manipulation and `all`; of other data sets `all` only
 )->list: # (dataset, quality, test)
     "Where the runs of a plan were scored; the set of the training comes first"
-    known = {}
-    for run in plan.run:
+    known, have = {}, [r for r in plan.run if groups(results, r)]
+    for run in have or [r for r in results.runs.run if not r.startswith('trivial-')]:        # where none of them was scored: where the others were
         for k, gs in groups(results, run).items(): known.setdefault(k, gs)
+    if not have and 'recipe' in plan: known = {k: gs for k, gs in known.items() if k[0] in PAPER_SETS.values() or k[1] in {r.quality for r in plan.recipe}}
     out, rank = [], [*PAPER_SETS.values()]
     for (d, q), gs in sorted(known.items(), key=lambda x: (rank.index(x[0][0]) if x[0][0] in rank else -1, x[0])):
         fakes = sorted({g.method for g in gs if g.label==1}, key=lambda m: (METHODS.index(m) if m in METHODS else 9, m))
@@ -185,7 +186,8 @@ def _status(results, runs, have):
     "In one word, and why"
     states = results.runs.set_index('run')
     bad = [r for r in runs if r in states.index and states.state[r]=='failed']
-    return dict(status='measured' if have else 'failed' if bad else 'not measured', seeds=len(have), planned=len(runs), reason=states.error[bad[0]] if bad else '')
+    word = 'measured' if have else 'failed' if bad else 'not measured'
+    return dict(status=word, seeds=len(have), planned=len(runs), reason=states.error[bad[0]] if bad else '')
 
 def _cell(results, runs, dataset, quality, test):
     "One line of `measured`"
@@ -194,8 +196,8 @@ def _cell(results, runs, dataset, quality, test):
     if not have: return out
     for level in LEVELS:
         d = np.stack([auc_draws(results, r, dataset, quality, test, level) for r in have])
-        mean = d.mean(0); lo, hi = interval(mean[1:][np.isfinite(mean[1:])]) if np.isfinite(mean[1:]).any() else (np.nan, np.nan)
-        out |= {f'{level}_auc': mean[0], f'{level}_lo': lo, f'{level}_hi': hi}
+        lo, hi = _interval(d.mean(0)[1:])
+        out |= {f'{level}_auc': d[:,0].mean(), f'{level}_lo': lo, f'{level}_hi': hi}
         if level=='frame': out |= dict(seed_min=d[:,0].min(), seed_max=d[:,0].max())
     return out | _counts([sides(results, r, dataset, quality, test) for r in have])
 
@@ -205,10 +207,15 @@ def _counts(pairs):
     n = dict(n_real=int(ok[1].sum()), n_fake=int(ok[0].sum()), listed=len(ok[0])+len(ok[1]))
     return n | dict(scored=n['n_real']+n['n_fake'], coverage=(n['n_real']+n['n_fake'])/n['listed'], share_fake=n['n_fake']/max(n['n_real']+n['n_fake'], 1))
 
-def _over_plan(results, plan, tests, cell):
+def _interval(draws):
+    "Percentile interval of the draws that are finite"
+    return interval(draws[np.isfinite(draws)]) if np.isfinite(draws).any() else (np.nan, np.nan)
+
+def _over_plan(results, plan, where, cell):
     "A line for each row, training set and test of a plan"
-    where = tests_of(results, plan, tests)
-    g = plan.groupby(['row', 'train'], sort=False).run
+    g, errors = plan.groupby(['row', 'train'], sort=False).run, results.runs[results.runs.run.isin(plan.run)].error
+    why = '; '.join(dict.fromkeys(x for x in errors if x)) or 'they were not trained'
+    if not where: raise HffError(f"None of the runs of {', '.join(plan.row.unique())} has scores: {why}")
     return pd.DataFrame([dict(row=row, train=train) | cell(list(runs), *w) for (row, train), runs in g for w in where])
 
 def measured(
@@ -217,16 +224,11 @@ def measured(
     tests:tuple|None=None, # see `tests_of`
 )->pd.DataFrame: # row, train, dataset, quality, test, status, seeds, AUCs with intervals, seed_min, seed_max, counts, coverage
     "AUC of every cell that was scored"
-    t = _over_plan(results, plan, tests, lambda runs, *w: _cell(results, runs, *w))
-    if t.empty: raise HffError(f"None of the runs of {', '.join(plan.row.unique())} has scores: {_reasons(results, plan)}")
+    t = _over_plan(results, plan, tests_of(results, plan, tests), lambda runs, *at: _cell(results, runs, *at))
     return t.reindex(columns=_columns).astype({c: 'Int64' for c in ('n_real', 'n_fake', 'listed', 'scored')})
 
 _columns = ['row', 'train', 'dataset', 'quality', 'test', 'status', 'seeds', 'planned', 'reason', 'frame_auc', 'frame_lo', 'frame_hi', 'seed_min', 'seed_max',
             'video_auc', 'video_lo', 'video_hi', 'n_real', 'n_fake', 'listed', 'scored', 'coverage', 'share_fake']
-
-def _reasons(results, plan):
-    r = results.runs[results.runs.run.isin(plan.run)]
-    return '; '.join(dict.fromkeys(x for x in r.error if x)) or 'they were not trained'
 
 # %% ../nbs/60_report.ipynb #691bed8f
 def chosen_threshold(
@@ -252,10 +254,11 @@ def accuracy_draws(
     quality:str, # of the test
     test:str, # a method or all; `Real`: the reals
     level:str='video', # or frame
-    at:float=.5, # threshold on p(fake)
+    at:float=.5, # threshold on p(fake); nan gives nan
     pair:bool=False, # mean of this and of the reals
 )->np.ndarray: # (draws + 1,): the accuracy first
     "Share of right answers of one run on one class, with its bootstrap draws"
+    if not np.isfinite(at): return np.full(DRAWS+1, np.nan)
     fake, real = sides(results, run, dataset, quality, 'all' if test=='Real' else test)
     def right(side, w, hit):
         s = _frames(side, level)
@@ -273,24 +276,26 @@ def accuracies(
 )->pd.DataFrame: # row, train, dataset, quality, test, status, seeds; for both levels acc (at .5) and chosen, with intervals, and the mean threshold
     "Accuracy of every cell on the data that the runs learnt from"
     chosen = cache(lambda run, level: chosen_threshold(results, run, level))
-    def cell(runs, d, q, test):
-        have = [r for r in runs if sides(results, r, d, q, 'all' if test=='Real' else test)]
-        out = dict(dataset=d, quality=q, test=test) | _status(results, runs, have)
-        for level in LEVELS if have else ():
-            at = [chosen(r, level) for r in have]
-            for name, cuts in (('acc', [.5]*len(have)), ('chosen', at)):
-                x = np.stack([accuracy_draws(results, r, d, q, test, level, c, pair) if np.isfinite(c) else np.full(DRAWS+1, np.nan) for r, c in zip(have, cuts)])
-                lo, hi = interval(x.mean(0)[1:]) if np.isfinite(x).all() else (np.nan, np.nan)
-                out |= {f'{level}_{name}': x[:,0].mean(), f'{level}_{name}_lo': lo, f'{level}_{name}_hi': hi}
-                if (level, name)==('video', 'acc'): out |= dict(seed_min=x[:,0].min(), seed_max=x[:,0].max())
-            out[f'{level}_threshold'] = np.mean(at)
-        return out
     home = [w for w in tests_of(results, plan) if w[0] not in PAPER_SETS.values() and w[2]!='all']
     where = home + ([] if pair else [(d, q, 'Real') for d, q in dict.fromkeys(w[:2] for w in home)])
-    g = plan.groupby(['row', 'train'], sort=False).run
-    t = pd.DataFrame([dict(row=row, train=train) | cell(list(runs), *w) for (row, train), runs in g for w in where])
-    if t.empty: raise HffError(f"None of the runs of {', '.join(plan.row.unique())} has scores: {_reasons(results, plan)}")
-    return t
+    t = _over_plan(results, plan, where, lambda runs, *at: _accuracy_cell(results, runs, *at, pair, chosen))
+    return t.reindex(columns=[*_columns[:9], 'seed_min', 'seed_max', *(f'{level}_{k}' for level in LEVELS for k in _rates)])
+
+_rates = ('acc', 'acc_lo', 'acc_hi', 'chosen', 'chosen_lo', 'chosen_hi', 'threshold')
+
+def _accuracy_cell(results, runs, d, q, test, pair, chosen):
+    "One line of `accuracies`"
+    have = [r for r in runs if sides(results, r, d, q, 'all' if test=='Real' else test)]
+    out = dict(dataset=d, quality=q, test=test) | _status(results, runs, have)
+    for level in LEVELS if have else ():
+        at = [chosen(r, level) for r in have]
+        for name, cuts in (('acc', [.5]*len(have)), ('chosen', at)):
+            x = np.stack([accuracy_draws(results, r, d, q, test, level, c, pair) for r, c in zip(have, cuts)])
+            lo, hi = _interval(x.mean(0)[1:])
+            out |= {f'{level}_{name}': x[:,0].mean(), f'{level}_{name}_lo': lo, f'{level}_{name}_hi': hi}
+            if (level, name)==('video', 'acc'): out |= dict(seed_min=x[:,0].min(), seed_max=x[:,0].max())
+        out[f'{level}_threshold'] = np.mean(at)
+    return out
 
 # %% ../nbs/60_report.ipynb #b3a13e01
 def paper_name(
@@ -349,10 +354,10 @@ def trivial_cells(
     tests:tuple|None=None, # see `tests_of`
 )->pd.DataFrame: # detector, train, dataset, quality, test, frame AUC and video AUC with intervals, counts, best; empty where none was fitted
     "Trivial detectors that learnt what the networks of a plan learnt"
-    trains, rows = dict.fromkeys(trained_on(t) or '+'.join(METHODS) for t in plan.train), []
+    trains, where, rows = {trained_on(t) or '+'.join(METHODS) for t in plan.train}, tests_of(results, plan, tests), []
     for run in (r for r in results.scores.run.unique() if r.startswith('trivial-')):
         _, detector, train = run.split('-', 2)
-        for at in tests_of(results, plan, tests) if train in trains else ():
+        for at in where if train in trains else ():
             if sides(results, run, *at): rows.append(dict(detector=detector, train=train) | _cell(results, [run], *at))
     if not rows: return pd.DataFrame(columns=['detector', 'train', 'dataset', 'quality', 'test', 'frame_auc', 'best'])
     return pd.DataFrame(rows).drop(columns=['status', 'seeds', 'planned', 'reason', 'seed_min', 'seed_max']).assign(best=lambda d: (d.frame_auc-.5).abs()+.5)
@@ -364,7 +369,8 @@ def trivial_line(
 )->pd.DataFrame: # train, dataset, quality, test, detector, frame_auc, best; empty where none was fitted
     "The best trivial detector of each training set and test"
     t, key = trivial_cells(results, plan, tests), ['train', 'dataset', 'quality', 'test']
-    return t.sort_values('best', kind='stable').drop_duplicates(key, keep='last').sort_index(kind='stable')[[*key, 'detector', 'frame_auc', 'best']].reset_index(drop=True)
+    best = t.sort_values('best', kind='stable').drop_duplicates(key, keep='last').sort_index(kind='stable')
+    return best[[*key, 'detector', 'frame_auc', 'best']].reset_index(drop=True)
 
 # %% ../nbs/60_report.ipynb #3f81f2aa
 AUC_LINES = {'here, frames': ('frame_auc', 'frame_lo', 'frame_hi'), 'here, videos': ('video_auc', 'video_lo', 'video_hi')}
@@ -387,11 +393,13 @@ def wide(
         rows.append(head | dict(line='paper', by=d.origin.iloc[0]) | {r.test: '–' if pd.isna(r.paper) else f'{r.paper:.3f}' for r in cells})
         if d.status.eq('quoted').all(): continue
         for name, cols in lines.items(): rows.append(head | dict(line=name, by=_seeds(d)) | {r.test: _text(r, cols) for r in cells})
-        if d.seeds.max()>1 and 'seed_min' in d: rows.append(head | dict(line='over seeds', by='') | {r.test: '–' if pd.isna(r.seed_min) else f'{r.seed_min:.3f} to {r.seed_max:.3f}' for r in cells})
+        if d.seeds.max()>1 and 'seed_min' in d: rows.append(head | dict(line='over seeds', by='') | {r.test: _range(r) for r in cells})
     for train, d in () if trivial is None or trivial.empty else trivial.groupby('train', sort=False):
         cells = {paper_name(r.dataset, r.test): f'{r.best:.3f} {r.detector}' for r in d.itertuples()}
         rows.append({'trained on': train, 'detector': 'best trivial', 'line': 'here, frames', 'by': ''} | {k: v for k, v in cells.items() if k in tests})
     return pd.DataFrame(rows)[['trained on', 'detector', 'line', 'by', *tests]].fillna('–')
+
+def _range(r): return '–' if pd.isna(r.seed_min) else f'{r.seed_min:.3f} to {r.seed_max:.3f}'
 
 def _seeds(d):
     n, of = d.seeds.max(), d.planned.max()
@@ -405,14 +413,15 @@ def this_run(
 )->str: # a few lines
     "Preset, seeds, network, data, level, selection and coverage in words"
     some = lambda f: ', '.join(dict.fromkeys(str(f(r)) for r in plan.recipe))
-    runs = results.runs[results.runs.run.isin(plan.run)]
-    lines = [f"preset {results.facts.get('preset', '–')}, seed{'s' if plan.seed.nunique()>1 else ''} {', '.join(map(str, sorted(plan.seed.unique())))}: {runs.state.eq('finished').sum()} of {plan.run.nunique()} runs finished",
-             f"{some(lambda r: r.backbone)} at {some(lambda r: r.image_size)} px, {some(lambda r: r.frames)} frames a video, {some(lambda r: r.epochs)} epochs, learning from {some(lambda r: r.quality or 'any quality')}",
-             f"epoch kept: {some(lambda r: dict(val_video_auc='best video AUC on the validation videos of the training methods', last='the last one').get(r.select, r.select))}"]
+    runs, seeds = results.runs[results.runs.run.isin(plan.run)], ', '.join(map(str, sorted(plan.seed.unique())))
+    how = dict(val_video_auc='best video AUC on the validation videos of the training methods', last='the last one')
+    lines = [f"preset {results.facts.get('preset', '–')}, seed{'s' if ',' in seeds else ''} {seeds}: {runs.state.eq('finished').sum()} of {plan.run.nunique()} runs finished",
+             f"{some(lambda r: r.backbone)} at {some(lambda r: r.image_size)} px, {some(lambda r: r.frames)} frames a video, "
+             f"{some(lambda r: r.epochs)} epochs, learning from {some(lambda r: r.quality or 'any quality')}", f"epoch kept: {some(lambda r: how[r.select])}"]
     for (d, q), x in t[t.status.eq('measured')].groupby(['dataset', 'quality'], sort=False):
-        n = x.drop_duplicates('test')
+        n, low = x.drop_duplicates('test'), x.coverage.min()
         lines.append(f"tested on {' '.join(filter(None, (d, q)))}: {', '.join(f'{r.test} {r.n_fake:.0f}' for r in n.itertuples())} against {n.n_real.max():.0f} reals (videos); "
-                     f"{'every listed video was scored' if x.coverage.eq(1).all() else f'at worst {x.coverage.min():.1%} of the listed videos were scored'}")
+                     + ('every listed video was scored' if low==1 else f'at worst {low:.1%} of the listed videos were scored'))
     return '\n'.join([*lines, *(f'failed: {r.run}: {r.error}' for r in runs[runs.state.eq('failed')].itertuples())])
 
 # %% ../nbs/60_report.ipynb #2bfc9be7
@@ -420,8 +429,9 @@ BLUE, ORANGE, RED, GREY = '#0173b2', '#de8f05', '#d55e00', '.45'   # seaborn's c
 
 def notebook_style():
     "Set the look of figures and tables"
-    sns.set_theme(context='paper', style='whitegrid', palette='colorblind', rc={'axes.titlesize': 9, 'axes.labelsize': 8, 'xtick.labelsize': 8, 'ytick.labelsize': 8,
-                  'legend.fontsize': 8, 'figure.titlesize': 10, 'axes.titleweight': 'bold', 'svg.hashsalt': 'hff', 'grid.color': '.92', 'axes.spines.top': False, 'axes.spines.right': False})
+    small = {k: 8 for k in ('axes.labelsize', 'xtick.labelsize', 'ytick.labelsize', 'legend.fontsize')}
+    sns.set_theme(context='paper', style='whitegrid', palette='colorblind', rc=small | {'axes.titlesize': 9, 'figure.titlesize': 10, 'axes.titleweight': 'bold',
+                  'grid.color': '.92', 'axes.spines.top': False, 'axes.spines.right': False, 'svg.hashsalt': 'hff'})
     pd.set_option('display.max_colwidth', None, 'display.max_rows', 200, 'display.max_columns', 30, 'display.width', 250, 'display.precision', 3)
 
 def heat(
