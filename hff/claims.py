@@ -203,7 +203,7 @@ def draw_claims(
     if ax is None: ax = plt.subplots(figsize=(7, 1+.21*len(j)), layout='constrained')[1]
     y, look = np.arange(len(j))[::-1], {'holds': dict(fmt='o', mfc=BLUE), 'cannot be told': dict(fmt='o', mfc='white'), 'does not hold': dict(fmt='X', mfc=RED)}
     ax.axvline(0, color='.6', lw=1, zorder=0)
-    ax.scatter(j.paper_difference, y, marker='D', facecolor='none', edgecolor=GREY, s=24, label='paper', zorder=3)
+    if j.paper_difference.notna().any(): ax.scatter(j.paper_difference, y, marker='D', facecolor='none', edgecolor=GREY, s=24, label='paper', zorder=3)
     for word, style in look.items():
         k = j.verdict.eq(word).to_numpy(); d = j[k]; colour = RED if word=='does not hold' else BLUE
         bar = np.abs(np.vstack([d.difference-d.lo, d.hi-d.difference]))

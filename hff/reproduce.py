@@ -234,7 +234,9 @@ def open_results(
 )->Results: # with at least the runs that the tables need
     "The results behind some tables: read, or made as far as they are missing"
     tables = (tables,) if isinstance(tables, str) else tuple(tables)
-    if scores: return _holding(read_results(scores), all_runs(tables, preset, seeds) if tables else None, scores)
+    if scores:
+        here = Path(scores) if Path(scores).exists() or not is_checkout(root()) else root()/scores           # `figures/mini/scores` from wherever the notebook runs
+        return _holding(read_results(here), all_runs(tables, preset, seeds) if tables else None, scores)
     todo = make_plan(preset, (), tuple(seeds), data_root, cross, jobs, tables)
     if why := train_planned(todo, jobs): print(f'hff: {why}')
     return collect(todo)
