@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from .experiments import STUDIES
 from .compare import delong_test, holm
 from .metrics import interval
 from .paths import HffError
@@ -84,6 +85,7 @@ def paper_mean(
     side:tuple, # row, trains, tests
 )->float: # mean of the printed values; nan when one of them is not printed
     "One side of a claim, as printed"
+    if table in STUDIES: return np.nan                          # not in the paper
     p = paper_values(table); p = p[p.row.eq(side[0])]
     known = {(m if side[1] else None, t): v for m, t, v in zip(p.train, p.test, p.paper)}
     return float(np.mean([known.get(c, np.nan) for c in cells_of(side)]))
@@ -201,7 +203,7 @@ def draw_claims(
     if ax is None: ax = plt.subplots(figsize=(7, 1+.21*len(j)), layout='constrained')[1]
     y, look = np.arange(len(j))[::-1], {'holds': dict(fmt='o', mfc=BLUE), 'cannot be told': dict(fmt='o', mfc='white'), 'does not hold': dict(fmt='X', mfc=RED)}
     ax.axvline(0, color='.6', lw=1, zorder=0)
-    ax.scatter(j.paper_difference, y, marker='D', facecolor='none', edgecolor=GREY, s=24, label='paper', zorder=3)
+    if j.paper_difference.notna().any(): ax.scatter(j.paper_difference, y, marker='D', facecolor='none', edgecolor=GREY, s=24, label='paper', zorder=3)
     for word, style in look.items():
         k = j.verdict.eq(word).to_numpy(); d = j[k]; colour = RED if word=='does not hold' else BLUE
         bar = np.abs(np.vstack([d.difference-d.lo, d.hi-d.difference]))

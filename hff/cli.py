@@ -9,7 +9,7 @@ __all__ = ['app', 'miniff', 'data', 'scores', 'Preset', 'Jobs', 'Data', 'Name', 
            'predict', 'scores_export', 'scores_import', 'scores_compare', 'bench', 'os_cores', 'main']
 
 # %% ../nbs/62_cli.ipynb #196a7d36
-import sys, warnings
+import os, sys, warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +33,7 @@ Data = Annotated[str, typer.Option(help="root of a FaceForensics++ tree (default
 @app.command(epilog="Example: hff reproduce --preset mini")
 def reproduce(
     preset:Preset='mini',
-    only:Annotated[str, typer.Option(help="notebooks to run, comma-separated, e.g. table3,table4 (default: all)")]='',
+    only:Annotated[str, typer.Option(help="notebooks to run, comma-separated, e.g. table3,table4; studies: those beyond the paper; all (default: the paper's own tables)")]='',
     seeds:Annotated[str, typer.Option(help="comma-separated whole numbers")]='0',
     data_root:Data='',
     cross:Annotated[str, typer.Option(help="other data sets for Tables 5 and 8, e.g. dfd=/data/DFD,celebdf_v1=/data/Celeb-DF (default: MiniFF's stand-ins)")]='',
@@ -71,17 +71,26 @@ def _seeds(text):
     return seeds
 
 # %% ../nbs/62_cli.ipynb #b0f6d9bb
-@miniff.command('build', epilog="Example: hff miniff build --preset smoke --out data/my-miniff")
+@miniff.command('build', epilog="Examples: hff miniff build --preset smoke --out data/my-miniff; hff miniff build --set dfd")
 def miniff_build(
     preset:Preset='mini',
+    which:Annotated[str, typer.Option('--set', help="ffpp (MiniFF itself), or a stand-in for another test set: dfd, celebdf_v1, dfdcp, df1")]='ffpp',
     out:Annotated[str, typer.Option(help="folder to build in (default: data/miniff-PRESET-sSEED-TAG)")]='',
     seed:Annotated[int, typer.Option(help="one seed gives the same bytes")]=0,
     faces:Annotated[str, typer.Option(help="rendered, or a folder of your own photographs or videos")]='rendered',
+    ffpp:Annotated[str, typer.Option('--ffpp-root', help="df1: the MiniFF that lends targets and reals (default: of this preset and seed, built when missing)")]='',
     jobs:Jobs=0,
 ):
-    "Build MiniFF: rendered (or your own) people, four manipulations, H.264, FaceForensics++'s layout."
-    from hff.miniff.build import build
-    typer.echo(f"MiniFF is in {build(out or None, preset=preset, seed=seed, faces=faces, jobs=jobs or os_cores())}")
+    "Build MiniFF: rendered (or your own) people, four manipulations, H.264, FaceForensics++'s layout; or a small test set of another make."
+    given = dict(out=out or None, preset=preset, seed=seed, jobs=jobs or os_cores())
+    if ffpp and which!='df1': raise HffError("--ffpp-root goes with --set df1")
+    if which=='ffpp':
+        from hff.miniff.build import build
+        typer.echo(f"MiniFF is in {build(faces=faces, **given)}")
+    else:
+        if faces!='rendered': raise HffError("--faces goes with MiniFF itself: the people of the stand-ins are rendered")
+        from hff.miniff.standins import build_standin
+        typer.echo(f"The stand-in for {which} is in {build_standin(which, ffpp=ffpp or None, **given)}")
 
 @miniff.command('verify', epilog="Example: hff miniff verify data/my-miniff")
 def miniff_verify(
@@ -260,6 +269,7 @@ def train(
     made = {} if 'data' in fakes.split('+') else dict(train_methods=(), select='last')
     want = dict(model=model, train_methods=_words(methods), seed=seed, fakes=fakes) | made | ({} if not quality else dict(quality='' if quality=='none' else quality))
     preset_recipe(preset, **want)                                   # a wrong name fails before any work
+    if int(os.environ.get('WORLD_SIZE', 1))>1 and not faces: raise HffError("Several processes: cut out the faces first (`hff faces`) and give --faces, so that they don't all do it")
     if faces and data_root: raise HffError("Give --faces or --data-root, not both: crops are there already, or are to be cut out")
     if faces: folder, id_, crop = _crops_of(faces, want['train_methods'])
     else:
@@ -269,7 +279,7 @@ def train(
         id_, crop = folder.name, None
     recipe = preset_recipe(preset, **want, data=id_, **({} if crop is None else dict(crop=crop, image_size=crop['size'])))
     run = train(recipe, folder, runs_root(preset))
-    typer.echo(run); _print_metrics(read_scores(run/'scores.parquet'))
+    if int(os.environ.get('RANK', 0))==0: typer.echo(run); _print_metrics(read_scores(run/'scores.parquet'))     # one of several processes speaks
 
 def _crops_of(folder, methods):
     "Folder, content id and settings of crops that are there"
@@ -485,7 +495,6 @@ def bench(
 # %% ../nbs/62_cli.ipynb #eca48e6c
 def os_cores():
     "Cores this process may use"
-    import os
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 def _show_warning(message, category, filename, lineno, file=None, line=None):

@@ -46,7 +46,8 @@ class Output(NamedTuple):
     "What a model says about a batch"
     logits: Tensor # (B, classes), class 1 = fake
     features: Tensor # (B, D), pooled, before dropout and head
-    attention_map: Tensor|None = None # (B, 1, h, w) in (0, 1), or None without RSA
+    attention_map: Tensor|None = None # (B, 1, h, w) in (0, 1): where the network looks, or None
+    mask_logits: Tensor|None = None # (B, 1, h, w): a predicted map before the sigmoid, for `hff.losses.map_loss`, or None
 
 def check_images(x, size):
     "Raise an `HffError` unless `x` is (B, 3, size, size)"
@@ -124,9 +125,18 @@ for _n, _kw in dict(rgb=dict(residual=False), srm=dict(residual=True)).items(): 
 for _n, _k in dict(fusion=0, fusion_rsa=1, fusion_rsa_dcma=2, two_stream=3).items():
     MODELS[_n] = (TwoStream, dict(rsa=_k>0, dcma=_k>1, multiscale=_k>2))
 
+def _baseline(name):
+    "Builder of a network of `hff.baselines`, which itself imports this module"
+    def build(*args):
+        from hff.baselines import NETWORKS
+        return NETWORKS[name](*args)
+    return build
+
+for _n in ('xray', 'bayar', 'srmnet', 'f3net', 'ffd'): MODELS[_n] = (_baseline(_n), {})
+
 # %% ../nbs/13_models.ipynb #70d2d3de
 def create_model(
-    name:str='two_stream', # a row of Table 3, see `MODELS`
+    name:str='two_stream', # a row of Table 3 or a baseline, see `MODELS`
     *,
     backbone:str='legacy_xception', # timm name, see `hff.backbones`
     pretrained:bool|str=True, # ImageNet weights: True, False or a file

@@ -366,6 +366,7 @@ def source_rows(
     known = source_options(name)
     if bad := [k for k in options if k not in known]: raise HffError(f"No option {bad[0]} for {name}: choose from {', '.join(known)}")
     if not root.is_dir(): raise HffError(f"No folder {root}: give the folder that holds {name}")
+    if (root/'building.json').is_file(): raise HffError(f"{root} is unfinished: run `hff miniff build` again, it goes on where it stopped")
     read = partial(SOURCES[name], root, **options)
     if split in (None, 'official'): return read()
     if split in ('person', 'val'): return split_people(read, apart=split=='person')

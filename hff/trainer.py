@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['some_people', 'spread_frames', 'split_faces', 'lr_at', 'steady', 'seed_of', 'save_state', 'load_state', 'batches_of',
-           'train_epoch', 'validate', 'watched_aucs', 'is_better', 'build_model', 'make_optimizer', 'averaged_model',
-           'train', 'score_checkpoint', 'cross_file', 'score_cross', 'is_finished', 'run_all']
+           'part_of', 'weight_of', 'train_epoch', 'validate', 'watched_aucs', 'is_better', 'build_model',
+           'make_optimizer', 'averaged_model', 'train', 'score_checkpoint', 'cross_file', 'score_cross', 'is_finished',
+           'run_all']
 
 # %% ../nbs/40_trainer.ipynb #d7812a66
 import hashlib, io, json, math, os, platform, signal, subprocess, sys, time, traceback
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +124,25 @@ def batches_of(
     "Batches of one epoch, balanced if the recipe says so"
     return epoch_batches(len(labels), recipe.batch_size, recipe.seed, epoch, labels=labels if recipe.balanced else None)
 
+def part_of(
+    n:int, # items of a batch
+    rank:int, # of this process
+    world:int, # processes
+)->slice: # its part; the whole batch when there are not two items for each
+    "Which items of a batch a process takes"
+    return slice(n*rank//world, n*(rank+1)//world) if n>=2*world else slice(0, n)
+
+def weight_of(
+    n:int, # items of this process
+    accelerator, # knows the others
+)->float: # 1 on average
+    "Weight of a mean over `n` items, so that the average over the processes is the mean over all items"
+    return n/max(_average(torch.tensor(float(n)), accelerator), 1e-9) if accelerator.num_processes>1 else 1.
+
+def _average(value, accelerator):
+    "A number, averaged over the processes"
+    return (accelerator.reduce(value.detach().to(accelerator.device), 'mean') if accelerator.num_processes>1 else value).item()
+
 def train_epoch(
     model, # prepared by `accelerator`
     optimizer, # prepared by `accelerator`
@@ -133,34 +154,36 @@ def train_epoch(
     after=None, # called after each step of the optimiser
 )->float: # mean training loss
     "One pass over the training faces"
-    batches, loss_of, losses = batches_of(recipe, data.labels, epoch), make_loss(recipe.loss, recipe.margin, recipe.scale), []
+    batches = [b for b in batches_of(recipe, data.labels, epoch) if len(b)>1]     # batch norm can do nothing with one
+    loss_of, losses = make_loss(recipe.loss, recipe.margin, recipe.scale), []
     rank, world = accelerator.process_index, accelerator.num_processes
-    torch.manual_seed(seed_of(recipe.seed, epoch, rank))                   # dropout
-    g = torch.Generator().manual_seed(seed_of(recipe.seed, epoch, rank, 1))   # augmentation
-    mine = [b[rank::world] for b in batches if len(b)>=2*world]
-    loader = DataLoader(data, batch_sampler=mine, num_workers=_workers(data), generator=torch.Generator(), collate_fn=_as_is)
+    torch.manual_seed(seed_of(recipe.seed, epoch, rank))                   # dropout: masks of its own for each process
+    g = torch.Generator().manual_seed(seed_of(recipe.seed, epoch, 0, 1))   # augmentation: the same draws in all
+    parts = [part_of(len(b), rank, world) for b in batches]
+    loader = DataLoader(data, batch_sampler=[b[p] for b, p in zip(batches, parts)], num_workers=_workers(data), generator=torch.Generator(), collate_fn=_as_is)
     model.train()
     for i,(x,y,_,*maps) in enumerate(loader):
         lr = lr_at(epoch*len(loader)+i, recipe.epochs*len(loader), recipe.lr, recipe.schedule)
         for group in optimizer.param_groups: group['lr'] = lr
-        x, *maps = _augmented(x, recipe.augment, g, *maps)
+        x, *maps = _augmented(x, recipe.augment, g, *maps, of=(parts[i].start, len(batches[i])))
         out = model(_last(normalise(x.to(accelerator.device))))
-        loss = loss_of(out.logits.float(), y.to(accelerator.device))
+        loss = loss_of(out.logits.float(), y.to(accelerator.device))*weight_of(len(y), accelerator)
         if maps:
             from hff.losses import map_loss
-            loss = loss + recipe.map_weight*map_loss(out.mask_logits.float(), maps[0].to(accelerator.device))
-        losses.append(loss.item())
+            known = int(maps[0].isfinite().flatten(1).all(1).sum())           # an item without a map counts for nothing
+            loss = loss + recipe.map_weight*map_loss(out.mask_logits.float(), maps[0].to(accelerator.device))*weight_of(known, accelerator)
+        losses.append(_average(loss, accelerator))                            # what all see, so all stop alike
         if not math.isfinite(losses[-1]):
             raise HffError(f"{recipe.name}: the loss is {losses[-1]} at epoch {epoch+1}, step {i+1} (lr {lr:.2g}): "
                            f"lower lr in the recipe; the state after {epoch} epoch{'s'*(epoch!=1)} is kept")
         optimizer.zero_grad(); accelerator.backward(loss); optimizer.step()
         if after: after()
-        if step: step(len(x)*world)
+        if step: step(len(batches[i]))
     return float(np.mean(losses))
 
 def _as_is(batch): return batch      # the data set gives whole batches
 
-def _augmented(x, names, g, maps=None): return (augment(x, names, g),) if maps is None else augment(x, names, g, maps=maps)
+def _augmented(x, names, g, maps=None, of=None): return (augment(x, names, g, of=of),) if maps is None else augment(x, names, g, maps=maps, of=of)
 
 def _last(x): return x.contiguous(memory_format=torch.channels_last)
 
@@ -244,7 +267,8 @@ def _training_faces(recipe, table, faces):
     "The given fakes, or some that are made on the way; with maps for a network that learns one"
     if recipe.fakes=='data' and not recipe.map_weight: return FaceDataset(table, faces, blank_face=recipe.blank_face)
     from hff.blends import TrainingFaces
-    return TrainingFaces(table, faces, fakes=recipe.fakes, seed=recipe.seed, maps=bool(recipe.map_weight), target='boundary' if recipe.model=='xray' else 'mask')
+    return TrainingFaces(table, faces, fakes=recipe.fakes, seed=recipe.seed, maps=bool(recipe.map_weight), target='boundary' if recipe.model=='xray' else 'mask',
+                         blank_face=recipe.blank_face)
 
 def _same_crops(recipe, faces):
     "Crops that were cut otherwise than the recipe says are other data"
@@ -269,10 +293,11 @@ def _score(
     "Scores of a table, each process doing its share"
     from accelerate.utils import gather_object
     rank, world = accelerator.process_index, accelerator.num_processes
-    mine, big = table.iloc[rank::world], len(table)/world*recipe.image_size**2*3 > 1e9
-    s = score_faces(model, mine, faces, 32, recipe.blank_face, workers=decoders() if big else 0, step=step)
-    parts = gather_object([s.assign(_at=range(rank, len(table), world))])
-    return pd.concat(parts).sort_values('_at').drop(columns='_at').reset_index(drop=True)
+    mine, big, parts = table.iloc[rank::world], len(table)/world*recipe.image_size**2*3 > 1e9, []
+    if len(mine):                                                             # a table may have fewer rows than there are processes
+        s = score_faces(model, mine, faces, 32, recipe.blank_face, workers=decoders() if big else 0, step=step and (lambda n: step(n*world)))
+        parts = [s.assign(_at=range(rank, len(table), world))]
+    return pd.concat(gather_object(parts)).sort_values('_at').drop(columns='_at').reset_index(drop=True)
 
 # %% ../nbs/40_trainer.ipynb #8df1449c
 def averaged_model(
@@ -288,13 +313,59 @@ def averaged_model(
     return a
 
 # %% ../nbs/40_trainer.ipynb #d21ca9ed
+def _accelerator(timeout):
+    "Devices and processes; none waits longer than `timeout` seconds for the others"
+    from accelerate import Accelerator, InitProcessGroupKwargs
+    cpu = not (_alone() or torch.cuda.is_available() or torch.xpu.is_available())     # unasked, Accelerate lets CPU processes train beside each other
+    a = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))])
+    if a.num_processes==1 and not _alone(): raise HffError(f"{os.environ['WORLD_SIZE']} processes were started and do not find each other; start one")
+    return a
+
+def _alone(): return int(os.environ.get('WORLD_SIZE', 1))==1
+
+@contextmanager
+def _held(
+    run:Path, # run folder
+    accelerator, # knows which process is the main one
+): # gives True when the run is finished
+    "The main process locks the folder; all learn what it found"
+    from accelerate.utils import broadcast_object_list
+    with ExitStack() as stack:
+        found = [None]
+        if accelerator.is_main_process:
+            try: stack.enter_context(locked(run, 'run root')); _tidy(run); found = [(run/'done.json').is_file()]
+            except HffError as e: found = [str(e)]
+        broadcast_object_list(found)
+        if isinstance(found[0], str): raise HffError(found[0])
+        yield found[0]
+
+def _tidy(
+    run:Path, # locked run folder
+):
+    "Remove the half-written files of a process that was killed"
+    for p in run.glob('.*.tmp*'): p.unlink(missing_ok=True)
+
+def _synced(model, accelerator):
+    "Batch norm over the whole batch, where several GPUs share it; weights and their names stay"
+    if accelerator.num_processes==1 or accelerator.device.type!='cuda': return model
+    from timm.layers import convert_sync_batchnorm
+    return convert_sync_batchnorm(model)
+
+def _check_disk(run, epoch, accelerator):
+    "All processes must read the run folder that the main process writes"
+    from accelerate.utils import gather_object
+    accelerator.wait_for_everyone()
+    seen = gather_object([(epoch, (run/'recipe.json').is_file())])
+    if len(set(seen))>1: raise HffError(f"{run}: not all processes see what the main process wrote there; choose a run root on a disk that all machines share")
+
+# %% ../nbs/40_trainer.ipynb #20c70fbc
 class _Run:
     "One run in its locked folder; the methods are called in the order in which they stand"
     def __init__(self, recipe, faces, run, show, accelerator):
         self.recipe, self.faces, self.run, self.accelerator, self.start = recipe, faces, run, accelerator, time.time()
         self.main, self.epoch, self.log, self.best = accelerator.is_main_process, 0, [], {}
         self.parts, self.data = _open(recipe, faces)
-        model = build_model(recipe).to(memory_format=torch.channels_last)
+        model = _synced(build_model(recipe).to(memory_format=torch.channels_last), accelerator)
         optimizer = make_optimizer(model, recipe)
         if state := load_state(run/'state.pt'):
             model.load_state_dict(state['model']); optimizer.load_state_dict(state['optimizer'])
@@ -305,6 +376,7 @@ class _Run:
         self.model = self.averaged.module if self.averaged else self.trained     # what is scored and kept
         self.watched = spread_frames(self.parts['test'], recipe.watch) if recipe.watch else None
         if self.main: write_json(asdict(recipe), run/'recipe.json')
+        _check_disk(run, self.epoch, accelerator)
         work = 3*sum(map(len, batches_of(recipe, self.data.labels, 0))) + len(self.parts['val']) + (0 if self.watched is None else len(self.watched))   # a training step costs three scored crops
         self.meter = _Meter(run, recipe.epochs*work + len(self.parts['test']), self.epoch*work, show) if self.main else lambda n: None
 
@@ -317,7 +389,7 @@ class _Run:
         loss = train_epoch(self.net, self.optimizer, self.data, self.recipe, self.epoch, self.accelerator, step=lambda n: self.meter(3*n),
                            after=self.averaged and (lambda: self.averaged.update_parameters(self.trained)))
         if self.accelerator.num_processes>1:
-            for b in self.model.buffers(): torch.distributed.broadcast(b, 0)   # batch-norm statistics: the main process's
+            for b in self.model.buffers(): torch.distributed.broadcast(b, 0)   # batch-norm statistics: the main process's, as in the file
         judged = self.parts['val'].label.nunique()>1                        # fakes that are made have no validation videos
         scores = self.scores(self.parts['val']) if judged else None
         seen = validate(scores, self.recipe) if judged else {}
@@ -341,35 +413,38 @@ class _Run:
         save_state(dict(model=self.trained.state_dict(), optimizer=self.optimizer.state_dict(), epoch=self.epoch, log=self.log, best=self.best, **mean), self.run/'state.pt')
 
     def finish(self):
-        "Score the test set with the kept weights, declare the run finished, remove what only an unfinished one needs"
-        import timm
+        "Score the test set with the kept weights, declare the run finished"
         from safetensors.torch import load_file
-        from hff import __version__
         try: self.model.load_state_dict(load_file(self.run/'model.safetensors'))
         except Exception as e: raise HffError(f"{self.run/'model.safetensors'} is damaged: delete the folder {self.run} and train again") from e
         scores = self.scores(self.parts['test'])
-        if not self.main: return
+        if self.main: self.declare(scores)
+        self.accelerator.wait_for_everyone()
+
+    def declare(self, scores):
+        "Write the test scores, then that the run is finished; remove what only an unfinished one needs"
+        import timm
+        from hff import __version__
         write_scores(scores, self.run/'scores.parquet')
         a, versions = self.accelerator, dict(hff=__version__, torch=torch.__version__, timm=timm.__version__, python=platform.python_version())
         write_json(dict(name=self.recipe.name, kept=self.best, seconds=round(time.time()-self.start, 1), device=str(a.device), processes=a.num_processes,
                         precision=a.mixed_precision, versions=versions), self.run/'done.json')
         for name in ('state.pt', 'progress.json', 'error.txt'): (self.run/name).unlink(missing_ok=True)
 
-# %% ../nbs/40_trainer.ipynb #20c70fbc
+# %% ../nbs/40_trainer.ipynb #39e92453
 def train(
     recipe:Recipe, # what to do
     faces:Path|str, # folder of crops with `faces.parquet`, from `hff.extract`
     run_root:Path|str, # parent of the run folder
     show:bool=True, # a progress bar
+    timeout:float=600, # with several processes: seconds that one waits for the others
 )->Path: # run folder, finished
     "Train and score one recipe; a finished run is returned at once, an unfinished one goes on where it stopped"
-    from accelerate import Accelerator
     run = Path(run_root)/recipe.name
-    if (run/'done.json').is_file(): return run
-    accelerator = Accelerator()
-    with locked(run, 'run root') if accelerator.is_main_process else nullcontext(), steady():
-        if (run/'done.json').is_file(): return run
-        if accelerator.is_main_process: _tidy(run)
+    if _alone() and (run/'done.json').is_file(): return run
+    accelerator = _accelerator(timeout)
+    with _held(run, accelerator) as finished, steady():
+        if finished: return run
         r = _Run(recipe, Path(faces), run, show and accelerator.is_main_process, accelerator)
         try:
             while r.epoch<recipe.epochs: r.one_epoch()
@@ -377,12 +452,6 @@ def train(
         finally:
             if r.main: r.meter.close()
     return run
-
-def _tidy(
-    run:Path, # locked run folder
-):
-    "Remove the half-written files of a process that was killed"
-    for p in run.glob('.*.tmp*'): p.unlink(missing_ok=True)
 
 # %% ../nbs/40_trainer.ipynb #040b045b
 def score_checkpoint(
@@ -459,7 +528,7 @@ def _launch(
     "Start some runs in a process of their own, with one thread"
     import hff
     here = str(Path(hff.__file__).parent.parent)
-    env = os.environ | dict(OMP_NUM_THREADS='1', TQDM_DISABLE='1', PYTHONPATH=os.pathsep.join(filter(None, (here, os.environ.get('PYTHONPATH')))))
+    env = {k: v for k, v in os.environ.items() if k not in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')} | dict(OMP_NUM_THREADS='1', TQDM_DISABLE='1', PYTHONPATH=os.pathsep.join(filter(None, (here, os.environ.get('PYTHONPATH')))))
     for r, *_ in todo:
         try: (run_root/r.name).mkdir(parents=True, exist_ok=True); (run_root/r.name/'error.txt').unlink(missing_ok=True)
         except OSError as e: raise HffError(f"Cannot write in the run folder {run_root/r.name}: {e.strerror}; choose another run root") from e

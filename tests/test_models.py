@@ -165,10 +165,10 @@ def test_xception_from_an_old_file(tmp_path):
     with pytest.raises(HffError, match='No weight file'): create_model(pretrained='nowhere.pth')
 
 
-def test_names_are_the_rows_of_table_3():
-    "A recipe knows the same names as the factory, in the order of the table"
+def test_names_begin_with_the_rows_of_table_3():
+    "A recipe and the factory know them in the order of the table; every name of a recipe can be built"
     from hff.recipe import MODELS as NAMES
-    assert tuple(MODELS)==ROWS==NAMES
+    assert tuple(MODELS)[:6]==ROWS==tuple(NAMES)[:6] and set(NAMES)<=set(MODELS)
 
 
 def test_residual_stream_is_not_rescaled():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'FAKES', 'CRF', 'DEFAULTS', 'split_pairs', 'miniff_settings', 'load_clip', 'build', 'content_id', 'verify',
-           'leaks']
+           'frame_numbers', 'against_real', 'leaks']
 
 # %% ../../nbs/32_miniff.ipynb #cec20037
 import hashlib, importlib.metadata, os, platform, shutil
@@ -183,8 +183,7 @@ def build(
 )->Path: # the folder
     "Make a MiniFF, finish one that was broken off, or find one that is complete"
     wanted = dict(settings=miniff_settings(preset, **changes), seed=seed, faces=_faces_id(faces))
-    tag = hashlib.sha256((repr(wanted)+_code()).encode()).hexdigest()[:6]      # other settings or newer code: another folder
-    out = Path(out) if out else data_dir()/f'miniff-{Path(preset).stem}-s{seed}-{tag}'
+    out = Path(out) if out else data_dir()/f'miniff-{Path(preset).stem}-s{seed}-{_tag(wanted, _code())}'
     if _state(out, wanted)=='complete': return out
     write_json(wanted, out/'building.json')
     s = wanted['settings']
@@ -197,9 +196,11 @@ def build(
         easy, hard = ([(out, *t, s, seed) for t in _tasks(s) if (t[0] in ('DF', 'NT'))==k] for k in (False, True))
         pmap(_run, [('train', j) for j in train]+[('make', j) for j in easy], jobs, bar=bar)
         pmap(_run, [('make', j) for j in hard], jobs, bar=bar)
-        _finish(out, wanted, people, skipped)
+        _finish(out, wanted, _code(), people=people, skipped=skipped)
     if skipped: print(f"{len(skipped)} of {len(skipped)+len(people)} files gave no usable face: {', '.join(list(skipped)[:5])}{' ...' if len(skipped)>5 else ''}")
     return out
+
+def _tag(wanted, code): return hashlib.sha256((repr(wanted)+code).encode()).hexdigest()[:6]   # other settings or newer code: another folder
 
 def _run(task): return dict(train=_train, make=_make)[task[0]](task[1])
 
@@ -222,24 +223,27 @@ def _state(out, wanted):
     return 'new'
 
 # %% ../../nbs/32_miniff.ipynb #9d5bb391
-def _code():
+_LATER = ('standins', 'vae')   # modules that MiniFF itself does not use
+
+def _code(without=_LATER):
     "Digest of the modules that make the benchmark"
     import hff
-    return hashlib.sha256(b''.join(p.read_bytes() for p in sorted((Path(hff.__file__).parent/'miniff').glob('*.py')))).hexdigest()[:12]
+    files = sorted((Path(hff.__file__).parent/'miniff').glob('*.py'))
+    return hashlib.sha256(b''.join(p.read_bytes() for p in files if p.stem not in without)).hexdigest()[:12]
 
-def _versions():
+def _versions(code):
     "What the bytes depend on besides the settings"
     import hff
     packages = ('numpy', 'torch', 'opencv-python-headless', 'av')
-    return dict(hff=hff.__version__, miniff_code=_code(), python=platform.python_version(), machine=platform.machine()) | {p:importlib.metadata.version(p) for p in packages}
+    return dict(hff=hff.__version__, miniff_code=code, python=platform.python_version(), machine=platform.machine()) | {p:importlib.metadata.version(p) for p in packages}
 
 def _files(root): return sorted(p.relative_to(root).as_posix() for p in root.rglob('*') if p.is_file() and not p.name.startswith(('.', 'building', 'miniff.json')) and '.work' not in p.parts)
 
-def _finish(out, wanted, people, skipped):
+def _finish(out, wanted, code, **more):
     "Clear away what a killed process left, write checksums, drop the working folder"
     for p in list(out.rglob('.*.tmp*')): p.unlink()
     sums = {f:sha256(out/f) for f in _files(out)}
-    write_json(dict(asked=wanted, people=people, skipped=skipped, versions=_versions(), files=sums), out/'miniff.json')
+    write_json(dict(asked=wanted, versions=_versions(code), files=sums, **more), out/'miniff.json')
     (out/'building.json').unlink()
     shutil.rmtree(out/'.work')
 
@@ -260,17 +264,32 @@ def verify(
     return sorted([f for f, h in sums.items() if not (root/f).is_file() or sha256(root/f)!=h]+[f for f in _files(root) if f not in sums])
 
 # %% ../../nbs/32_miniff.ipynb #c122a1ae
-def _frame_numbers(root, row):
+def frame_numbers(
+    path:Path|str, # a clip
+    landmarks:Path|str, # `.npz` with the landmarks of its target
+)->pd.DataFrame: # one row a frame
     "Sharpness in and outside the face, brightness, tint and size of each frame of a clip"
-    frames, points = read_video(root/row.path), np.load(root/'landmarks'/f'{row.target}.npz')['landmarks']
+    frames, points = read_video(path), np.load(landmarks)['landmarks']
     out = []
     for f, p in zip(frames, points):
         lap = cv2.Laplacian(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), cv2.CV_64F)
         face = cv2.fillConvexPoly(np.zeros(f.shape[:2], np.uint8), cv2.convexHull(p).round().astype(np.int32), 1)>0
         away = cv2.dilate(face.astype(np.uint8), np.ones((25, 25)))==0
         rgb = f[face].mean(0)
-        out.append(dict(method=row.method, sharpness=lap[face].var(), outside=lap[away].var(), brightness=rgb.mean(), tint=rgb[0]-rgb[2]))
-    return pd.DataFrame(out).assign(file_size=(root/row.path).stat().st_size)
+        out.append(dict(sharpness=lap[face].var(), outside=lap[away].var(), brightness=rgb.mean(), tint=rgb[0]-rgb[2]))
+    return pd.DataFrame(out).assign(file_size=Path(path).stat().st_size)
+
+def against_real(
+    numbers:pd.DataFrame, # of `frame_numbers`, with the columns method and split
+)->pd.DataFrame: # one row per method, one column per number; AUC of real against forged
+    "Area under the curve of each number; the reals are those of the splits that a method has"
+    from sklearn.metrics import roc_auc_score
+    t, out = numbers, {}
+    for k in (k for k in t.method.unique() if k!='real'):
+        made = t[t.method==k]
+        both = pd.concat([t[(t.method=='real')&t.split.isin(made.split)], made])
+        out[k] = {c: roc_auc_score(both.method!='real', both[c]) for c in t.columns if c not in ('method', 'split')}
+    return pd.DataFrame(out).T.round(3)
 
 def leaks(
     root:Path|str, # a complete MiniFF
@@ -278,12 +297,5 @@ def leaks(
     split=SPLITS, # splits to use
 )->pd.DataFrame: # one row per method, one column per number; AUC of real against forged
     "Area under the curve of detectors that learn nothing"
-    from sklearn.metrics import roc_auc_score
-    m = select(read_ffpp(root, quality), split=split)
-    t = pd.concat([_frame_numbers(Path(root), r) for r in m.itertuples()], ignore_index=True)
-    def against(k):
-        real = t[t.method=='real']
-        if k=='touched': real = real.iloc[[i for i, r in enumerate(np.repeat(m[m.method=='real'].split, len(real)//(m.method=='real').sum())) if r=='test']]
-        both = pd.concat([real, t[t.method==k]])
-        return {c: roc_auc_score(both.method!='real', both[c]) for c in t.columns if c!='method'}
-    return pd.DataFrame({k:against(k) for k in m.method.unique() if k!='real'}).T.round(3)
+    m, root = select(read_ffpp(root, quality), split=split), Path(root)
+    return against_real(pd.concat([frame_numbers(root/r.path, root/f'landmarks/{r.target}.npz').assign(method=r.method, split=r.split) for r in m.itertuples()]))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOUTH_SIZE', 'Swapper', 'picture_loss', 'cutouts', 'onto', 'places', 'likeness', 'grey', 'disturbed',
-           'train_deepfakes', 'swap_faces', 'mouth_weight', 'mouth_outline', 'mouth_frame', 'mouth_input', 'outline',
-           'MouthRenderer', 'train_neural_textures', 'Nets']
+           'train_deepfakes', 'framing', 'put_back', 'swap_faces', 'mouth_weight', 'mouth_outline', 'mouth_frame',
+           'mouth_input', 'outline', 'MouthRenderer', 'train_neural_textures', 'Nets']
 
 # %% ../../nbs/31b_generators.ipynb #07664793
 from dataclasses import dataclass
@@ -199,12 +199,13 @@ def train_deepfakes(
     seed:int=0, # of weights, batches and disturbances
     batch:int=16, # pictures a step
     lr:float=2e-3, # highest learning rate
+    **shape, # of the network: `narrow`, `code`
 )->Swapper: # in eval mode, with its `losses`
     "An autoencoder that can paint every person of `clips`"
     if len({c.name for c in clips})<len(clips): raise HffError('Two clips share a name: the swapper needs one clip a person')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = Swapper([c.name for c in clips], size)
+        net = Swapper([c.name for c in clips], size, **shape)
         data = [(*cutouts(c, size), *likeness(c, size)) for c in clips]
         net.picture.data = torch.stack([d[2] for d in data])
         net.points.copy_(torch.from_numpy(np.stack([d[3] for d in data])))
@@ -218,22 +219,36 @@ def train_deepfakes(
         return _fit(net, steps, lr, loss, 'deepfakes')
 
 # %% ../../nbs/31b_generators.ipynb #9375e7d9
+def framing(
+    target, # a `Clip`
+    build:np.ndarray, # shape of the face that is painted, see `face_shape`
+    n:int, # side of the cut-out
+)->tuple: # matrices from frame to cut-out; landmarks of the painted face in each cut-out
+    "Where a target's cut-outs lie, and where the other person's features go in them"
+    ms = [similarity(l, flat_face()*n-.5) for l in target.landmarks]
+    return ms, [onto(pose(l, s), m) for l, s, m in zip(target.landmarks, build+expressions(target.landmarks), ms)]
+
+def put_back(
+    faces:Tensor, # painted cut-outs, (T, 3, n, n) in [-1, 1]
+    ms:list, # matrices from frame to cut-out
+    size, # (height, width) of the frame
+)->np.ndarray: # (T, H, W, 3) float32; outside the cut-out the border is repeated
+    "Cut-outs in their frames"
+    y = ((faces+1)*127.5).clamp(0, 255).permute(0, 2, 3, 1).numpy()
+    return np.stack([cv2.warpAffine(np.ascontiguousarray(f), m, size[::-1], flags=cv2.INTER_CUBIC|cv2.WARP_INVERSE_MAP,
+                                    borderMode=cv2.BORDER_REPLICATE) for f, m in zip(y, ms)])
+
 def swap_faces(
     net:Swapper, # trained
     target, # a `Clip`
     person:str, # whose face to paint
-)->np.ndarray: # (T, H, W, 3) float32; outside the cut-out the border is repeated
+)->np.ndarray: # (T, H, W, 3) float32, see `put_back`
     "Stage one of Deepfakes: the `person`'s face in the target's frames"
     if person not in net.people: raise HffError(f"The face swapper never saw {person!r} ({len(net.people)} people known): train it with that clip")
-    h, w = target.frames.shape[1:3]
-    ms = [similarity(l, flat_face()*net.size-.5) for l in target.landmarks]
     (x, _), i = cutouts(target, net.size), net.people.index(person)
-    shapes = net.build[i].numpy()+expressions(target.landmarks)
-    points = [onto(pose(l, s), m) for l, s, m in zip(target.landmarks, shapes, ms)]
+    ms, points = framing(target, net.build[i].numpy(), net.size)
     with torch.inference_mode(): y = net(grey(x), torch.full((len(x),), i), places(points, net.points[i].numpy(), net.size))
-    y = ((y+1)*127.5).clamp(0, 255).permute(0, 2, 3, 1).numpy()
-    return np.stack([cv2.warpAffine(np.ascontiguousarray(f), m, (w, h), flags=cv2.INTER_CUBIC|cv2.WARP_INVERSE_MAP,
-                                    borderMode=cv2.BORDER_REPLICATE) for f, m in zip(y, ms)])
+    return put_back(y, ms, target.frames.shape[1:3])
 
 # %% ../../nbs/31b_generators.ipynb #ed3160a2
 MOUTH_SIZE = 48   # side of the mouth cut-out, half a face: the resolution at which Deepfakes paint (96 for a face)

@@ -349,9 +349,10 @@ def make_clip(
     n_frames:int=8,
     size:int=192, # side of the frame, pixels
     fps:int=25,
+    person:Person|None=None, # in another setting or before another camera (default: as `make_person` draws it)
 )->Clip:
     "Film the person `seed`: frames, landmarks and visible face"
-    person = make_person(seed)
+    person = person or make_person(seed)
     shots = [render(person, s, size) for s in clip_states(person, n_frames, seed)]
     frames = [camera(r.rgb, person.camera, np.random.default_rng([seed, 9, k])) for k, r in enumerate(shots)]
     return Clip(f'{seed:03d}', np.stack(frames), np.stack([r.landmarks for r in shots]),
