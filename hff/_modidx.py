@@ -682,6 +682,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'hff.miniff.standins._train': ('standins.html#_train', 'hff/miniff/standins.py'),
                                      'hff.miniff.standins.brow_to_chin': ('standins.html#brow_to_chin', 'hff/miniff/standins.py'),
                                      'hff.miniff.standins.build_standin': ('standins.html#build_standin', 'hff/miniff/standins.py'),
+                                     'hff.miniff.standins.crisp': ('standins.html#crisp', 'hff/miniff/standins.py'),
                                      'hff.miniff.standins.distorted': ('standins.html#distorted', 'hff/miniff/standins.py'),
                                      'hff.miniff.standins.film': ('standins.html#film', 'hff/miniff/standins.py'),
                                      'hff.miniff.standins.lab_match': ('standins.html#lab_match', 'hff/miniff/standins.py'),

@@ -364,9 +364,11 @@ def _make_scores(preset, books, seeds, data_root, cross, jobs, out_dir):
     import torch
     t = [time.time()]
     todo = make_plan(preset, tuple(b.stem for b in books), seeds, data_root, cross, jobs); t.append(time.time())
+    found = set(finished_runs(preset)) & set(todo['runs'])
     why = train_planned(todo, 1 if torch.cuda.is_available() else jobs); t.append(time.time())       # one training fills a GPU
     if why: print(f'hff: {why}')
-    pack(todo, out_dir, dict(zip(('data', 'training'), (round(b-a) for a, b in zip(t, t[1:])))))
+    whole = {} if found else dict(zip(('data', 'training'), (round(b-a) for a, b in zip(t, t[1:]))))      # of work that was found done, no time is known
+    pack(todo, out_dir, whole)
 
 # %% ../nbs/61_reproduce.ipynb #626a33da
 STEPS = ('plan', 'run', 'pack', 'notebook', 'page')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STANDINS', 'STANDIN_DEFAULTS', 'LOOKS', 'BEFORE', 'PUT_IN', 'LEVELS', 'NET', 'SHAPES', 'VARIANTS', 'standin_settings',
-           'with_look', 'recoded', 'film', 'low_match', 'lab_match', 'brow_to_chin', 'put_in', 'distorted', 'Actor',
-           'Take', 'Plan', 'plan_standin', 'build_standin', 'standin_leaks']
+           'with_look', 'recoded', 'film', 'low_match', 'lab_match', 'crisp', 'brow_to_chin', 'put_in', 'distorted',
+           'Actor', 'Take', 'Plan', 'plan_standin', 'build_standin', 'standin_leaks']
 
 # %% ../../nbs/32a_standins.ipynb #bfa71315
 import zlib
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..faces import pmap
-from .blending import blend, colour_match, feathered, outline_mask
+from .blending import blend, colour_match, feathered, outline_mask, sharpen_like
 from .build import CRF, _code, _finish, _one_thread, _save_clip, _state, _tag, against_real, build, content_id, frame_numbers, load_clip, miniff_settings
 from .forgeries import forge     # torch comes with these; imported here, it is there before worker processes fork
 from .generators import Nets, swap_faces, train_deepfakes, train_neural_textures
@@ -121,6 +121,20 @@ def lab_match(
     sa, sb = (np.sqrt(((x-m)**2*w).sum((0, 1))+1e-3) for x, m in ((a, ma), (b, mb)))
     return cv2.cvtColor((a-ma)*np.clip(sb/sa, *spread)+mb, cv2.COLOR_Lab2RGB)*255
 
+def crisp(
+    face:np.ndarray, # fitted picture, (H, W, 3)
+    frame:np.ndarray, # target frame, (H, W, 3)
+    region:np.ndarray, # where to measure, (H, W) bool
+    limit:float, # strongest unsharp mask
+)->np.ndarray: # (H, W, 3) float32
+    "The face sharpened until its Laplacian varies as much as the frame's"
+    if not region.any(): return face.astype(np.float32)
+    lap = lambda x: cv2.Laplacian(x.mean(-1), cv2.CV_32F)[region]
+    x, edges = face.astype(np.float32), face.astype(np.float32)-cv2.GaussianBlur(face.astype(np.float32), (0, 0), .7)
+    a, b, want = lap(x), lap(edges), lap(frame.astype(np.float32))
+    p, q, r = b@b, a@b, a@a-want@want                                  # |a+k b|^2 = |want|^2 is quadratic in k
+    return x+edges*np.float32(np.clip((np.sqrt(max(q*q-p*r, 0))-q)/max(p, 1e-6), 0, limit))
+
 _BROW_TO_CHIN = [70,63,105,66,107,336,296,334,293,300,116,123,147,213,345,352,376,433,18,83,313,200,208,428]
 
 def brow_to_chin(
@@ -130,9 +144,9 @@ def brow_to_chin(
     "Inner face: brows, cheeks, and below the lips"
     return outline_mask(landmarks[_BROW_TO_CHIN], size)
 
-# how a swapped face is put in: region, colour, and the ranges of inset, softness (pixels of a 192-pixel frame) and strongest sharpening
-PUT_IN = dict(studio=(outline_mask, low_match, (.5, 2), (3, 5), (1, 2)), web=(brow_to_chin, lab_match, (0, 1), (3, 5), (.5, 1.5)),
-              vae=(outline_mask, colour_match, (1, 3), (2.5, 4), (.5, 1.5)))
+# how a swapped face is put in: region, colour, and the ranges of inset, softness (pixels of a 192-pixel frame) and limit of `crisp`
+PUT_IN = dict(studio=(outline_mask, low_match, (.5, 2), (3, 5), (2, 3)), web=(brow_to_chin, lab_match, (0, 1), (3, 5), (1.5, 3)),
+              vae=(outline_mask, colour_match, (1, 3), (2.5, 4), (1.5, 3)))
 
 def put_in(
     kind:str, # one of `PUT_IN`
@@ -142,11 +156,12 @@ def put_in(
 )->tuple: # frames (T, H, W, 3) uint8; masks (T, H, W) uint8
     "Stage two of a swap"
     region, colour, *ranges = PUT_IN[kind]
-    inset, feather, sharpen = (rng.uniform(*r) for r in ranges)
+    inset, feather, limit = (rng.uniform(*r) for r in ranges)
     scale, frames, masks = target.frames.shape[1]/192, [], []
     for f, face, l, v in zip(target.frames, faces, target.landmarks, target.visible):
         alpha = feathered(region(l, f.shape[:2]) & v, inset*scale, feather*scale)
-        frames.append(blend(f, colour(face, f, alpha), alpha, rng, colour=False, sharpen=sharpen)[0]); masks.append((alpha>0).astype(np.uint8)*255)
+        new = sharpen_like(colour(face, f, alpha).astype(np.float32), f, alpha>.5, 1.5)
+        frames.append(blend(f, crisp(new, f, alpha>.5, limit), alpha, rng, colour=False, sharpen=0)[0]); masks.append((alpha>0).astype(np.uint8)*255)
     return np.stack(frames), np.stack(masks)
 
 # %% ../../nbs/32a_standins.ipynb #46cc7912
