@@ -95,7 +95,7 @@ def notebooks(
     return [p for p in every if p in chosen]
 
 STUDY_BOOKS = dict(ablation_fidelity='fidelity', ablation_training='training', beyond_paper='beyond')    # notebook -> its experiment
-_needs = dict(summary=tuple(t for t in EXPERIMENTS if t.startswith('table'))) | {k: (v,) for k, v in STUDY_BOOKS.items()}
+_needs = dict(table2_databases=('table5',), reevaluations=('table5',), summary=tuple(t for t in EXPERIMENTS if t.startswith('table'))) | {k: (v,) for k, v in STUDY_BOOKS.items()}
 
 def tables_of(
     books:list, # paths of paper notebooks
