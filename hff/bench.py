@@ -18,7 +18,8 @@ from PIL import Image
 from .datasets import FaceDataset, normalise
 from .extract import Cropping, clip_faces, roots_of
 from .manifest import read_manifest, write_rows
-from .paths import progress
+from .page import processor
+from .paths import cores, progress
 from .video import count_frames, frame_indices, read_video, sample_video, write_video
 
 # %% ../nbs/70_bench.ipynb #78f5ae56
@@ -38,10 +39,7 @@ def race(
 
 def machine()->dict: # processor, cores, system, versions
     "What the figures were measured on"
-    info = Path('/proc/cpuinfo')
-    lines = info.read_text().splitlines() if info.is_file() else []
-    cpu = next((l.partition(':')[2].strip() for l in lines if l.startswith('model name')), platform.processor())
-    return dict(cpu=cpu, cores=os.cpu_count(), python=platform.python_version(), torch=torch.__version__, opencv=cv2.__version__)
+    return dict(cpu=processor(), cores=cores(), python=platform.python_version(), torch=torch.__version__, opencv=cv2.__version__)
 
 # %% ../nbs/70_bench.ipynb #ca75cd8f
 def _crops(folder, n, size):

@@ -6,7 +6,7 @@
 __all__ = ['app', 'miniff', 'data', 'scores', 'Preset', 'Jobs', 'Data', 'Name', 'Root', 'Quality', 'Methods', 'Split', 'Ffpp',
            'Subset', 'Test', 'Variants', 'Parts', 'Json', 'Labels', 'Subsets', 'Shared', 'Faces', 'reproduce',
            'miniff_build', 'miniff_verify', 'data_info', 'data_index', 'data_verify', 'faces', 'train', 'evaluate',
-           'predict', 'scores_export', 'scores_import', 'scores_compare', 'bench', 'os_cores', 'main']
+           'predict', 'scores_export', 'scores_import', 'scores_compare', 'bench', 'main']
 
 # %% ../nbs/62_cli.ipynb #196a7d36
 import os, sys, warnings
@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from .paths import HffError
+from .paths import HffError, cores
 
 # %% ../nbs/62_cli.ipynb #38ee0770
 app = typer.Typer(help="Face forgery detection with high-frequency features: data, faces, training, evaluation, prediction, reproduction.", no_args_is_help=True,
@@ -49,7 +49,7 @@ def reproduce(
     if dry_run:
         t = plan(preset, _words(only), _seeds(seeds))
         typer.echo(f"{t.to_string(index=False)}\n{len(t)} runs, {int(t.status.eq('to train').sum())} to train"); return
-    if step: do_step(step, preset, _words(only), _seeds(seeds), data_root, _folders(cross), out, jobs or os_cores(), run); return
+    if step: do_step(step, preset, _words(only), _seeds(seeds), data_root, _folders(cross), out, jobs or cores(), run); return
     done = reproduce(preset, _words(only), _seeds(seeds), data_root, _folders(cross), out, jobs, from_scores)
     typer.echo(done.to_string(index=False))
     if not done.ok.all(): raise typer.Exit(1)
@@ -82,7 +82,7 @@ def miniff_build(
     jobs:Jobs=0,
 ):
     "Build MiniFF: rendered (or your own) people, four manipulations, H.264, FaceForensics++'s layout; or a small test set of another make."
-    given = dict(out=out or None, preset=preset, seed=seed, jobs=jobs or os_cores())
+    given = dict(out=out or None, preset=preset, seed=seed, jobs=jobs or cores())
     if ffpp and which!='df1': raise HffError("--ffpp-root goes with --set df1")
     if which=='ffpp':
         from hff.miniff.build import build
@@ -176,7 +176,7 @@ def data_verify(
     name, options = source_name(name), _options(quality, methods, split, ffpp, subset, test, variants, parts, json, files, labels, shared)
     m = read_source(name, root, **options)
     roots = {'': root} | ({'ffpp': ffpp} if ffpp else {})
-    t = verify_manifest(m, roots, jobs or os_cores(), deep)
+    t = verify_manifest(m, roots, jobs or cores(), deep)
     if out:
         _suffix(out, '.csv')
         with atomic(out) as f: t.to_csv(f, index=False, lineterminator='\n')
@@ -231,7 +231,7 @@ def faces(
     m = read_manifest(manifest)
     m = select(m, split=_words(splits)) if splits else m[m.split!='unused']
     if m.get('frames') is not None and settings.get('detector')!='whole': _note('these are crops that others made; --detector whole takes them as they are')
-    folder = extract_faces(m, {'': root} | ({'ffpp': ffpp} if ffpp else {}), out or None, jobs or os_cores(), shard=_share(shard), **settings)
+    folder = extract_faces(m, {'': root} | ({'ffpp': ffpp} if ffpp else {}), out or None, jobs or cores(), shard=_share(shard), **settings)
     if shard: typer.echo(f"share {shard} is done in {folder}; when all shares are, run the command without --shard"); return
     t = read_faces(folder)
     typer.echo(f"{face_counts(t).to_string(index=False)}\n{folder}")
@@ -275,7 +275,7 @@ def train(
     else:
         if odd := [m for m in want['train_methods'] if m not in METHODS]:
             raise HffError(f"--methods {odd[0]}: choose from {', '.join(METHODS)}, or give --faces")
-        folder = faces_of(open_data(preset, data_root, jobs=jobs or os_cores()), preset_recipe(preset, **want))
+        folder = faces_of(open_data(preset, data_root, jobs=jobs or cores()), preset_recipe(preset, **want))
         id_, crop = folder.name, None
     recipe = preset_recipe(preset, **want, data=id_, **({} if crop is None else dict(crop=crop, image_size=crop['size'])))
     run = train(recipe, folder, runs_root(preset))
@@ -493,10 +493,6 @@ def bench(
     with atomic(out or figures_dir()/f'bench/{what}.csv') as f: t.to_csv(f, index=False, float_format='%.6g', lineterminator='\n')
 
 # %% ../nbs/62_cli.ipynb #eca48e6c
-def os_cores():
-    "Cores this process may use"
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
 def _show_warning(message, category, filename, lineno, file=None, line=None):
     "Our own warnings as one line; those of other packages are for developers"
     if category is UserWarning and Path(filename).parent.name in ('hff', 'miniff'): _note(message)

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from .clips import read_picture
 from .manifest import read_table
-from .paths import HffError
+from .paths import HffError, cores
 
 # %% ../nbs/24_datasets.ipynb #de4ecc1f
 def face_hull(
@@ -37,8 +37,7 @@ def decoders(
     most:int=8, # at most so many
 )->int: # processes that decode
     "Processes for decoding: one core is left for the network, and processes that train together share the others"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 2
-    return min(most, (cores-1)//int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
+    return min(most, (cores()-1)//int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
 
 def read_crop(
     path:Path, # PNG of `hff.extract`, or any picture

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HffError', 'root', 'is_checkout', 'data_dir', 'runs_dir', 'figures_dir', 'asset', 'atomic', 'write_json', 'read_json',
-           'locked', 'sha256', 'progress']
+           'locked', 'sha256', 'cores', 'progress']
 
 # %% ../nbs/00_paths.ipynb #f31e36e5
 import hashlib, json, os, shutil
@@ -126,6 +126,10 @@ def sha256(
     return h.hexdigest()
 
 # %% ../nbs/00_paths.ipynb #37b20de2
+def cores()->int: # at least 1
+    "Cores that this process may use"
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
 def progress(
     it=None, # what to loop over, or None for a bar moved by hand
     **kw, # options of `tqdm`: `total`, `desc`, `unit`

@@ -417,7 +417,7 @@ def this_run(
     how = dict(val_video_auc='best video AUC on the validation videos of the training methods', last='the last one')
     lines = [f"preset {results.facts.get('preset', '–')}, seed{'s' if ',' in seeds else ''} {seeds}: {runs.state.eq('finished').sum()} of {plan.run.nunique()} runs finished",
              f"{some(lambda r: r.backbone)} at {some(lambda r: r.image_size)} px, {some(lambda r: r.frames)} frames a video, "
-             f"{some(lambda r: r.epochs)} epochs, learning from {some(lambda r: r.quality or 'any quality')}", f"epoch kept: {some(lambda r: how[r.select])}"]
+             f"epochs: {some(lambda r: r.epochs)}, learning from {some(lambda r: r.quality or 'any quality')}", f"epoch kept: {some(lambda r: how[r.select])}"]
     for (d, q), x in t[t.status.eq('measured')].groupby(['dataset', 'quality'], sort=False):
         n, low = x.drop_duplicates('test'), x.coverage.min()
         lines.append(f"tested on {' '.join(filter(None, (d, q)))}: {', '.join(f'{r.test} {r.n_fake:.0f}' for r in n.itertuples())} against {n.n_real.max():.0f} reals (videos); "

@@ -18,10 +18,9 @@ from typing import NamedTuple
 import pandas as pd
 
 from .experiments import EXPERIMENTS, all_runs
-from .paths import HffError, atomic, figures_dir, is_checkout, progress, read_json, root, runs_dir, write_json
+from .paths import HffError, atomic, cores, figures_dir, is_checkout, progress, read_json, root, runs_dir, write_json
 from .recipe import Recipe, load_preset, make_recipe
 from .results import Results, gather, key_of, read_results, write_results
-from .scores import SCORE_COLUMNS
 
 # %% ../nbs/61_reproduce.ipynb #4bba2deb
 class Data(NamedTuple):
@@ -86,7 +85,7 @@ def notebooks(
     "The paper notebooks of this checkout"
     if not is_checkout(root()): raise HffError(f"No checkout of hff at {root()}: the notebooks live in the repository; run there, or set HFF_ROOT to it")
     every = sorted((root()/'nbs/paper').glob('[!_]*.ipynb'), key=lambda p: (p.stem.startswith('summary'), not p.stem.startswith('table'), p.stem))
-    found = {p.stem.split('_')[0]: p for p in every} | {p.stem: p for p in every}
+    found = {_stem(p): p for p in every} | {p.stem: p for p in every}
     studies = [p for p in every if p.stem in STUDY_BOOKS]
     groups = dict(studies=studies, all=every)
     if not only: return [p for p in every if p not in studies]
@@ -96,6 +95,8 @@ def notebooks(
 
 STUDY_BOOKS = dict(ablation_fidelity='fidelity', ablation_training='training', beyond_paper='beyond')    # notebook -> its experiment
 _needs = dict(table2_databases=('table5',), reevaluations=('table5',), summary=tuple(t for t in EXPERIMENTS if t.startswith('table'))) | {k: (v,) for k, v in STUDY_BOOKS.items()}
+
+def _stem(book): return book.stem.split('_')[0] if book.stem.startswith('table') else book.stem     # how the files of a notebook begin
 
 def tables_of(
     books:list, # paths of paper notebooks
@@ -174,17 +175,15 @@ def collect(
 def _trivial(todo):
     "Scores of the trivial detectors: for each quality, on what the networks were trained on"
     from hff.controls import trivial_runs
-    data, learns, parts = Data(todo['preset'], Path(todo['data_root']), {k: Path(v) for k, v in todo['cross'].items()}, 1), {}, []
+    data, known = Data(todo['preset'], Path(todo['data_root']), {k: Path(v) for k, v in todo['cross'].items()}, 1), {}
     for r in todo['runs'].values():
         x = make_recipe(**r['recipe'])
-        if x.fakes=='data' and x.share==1: learns.setdefault((x.quality, r['faces']), {})[x.train_methods] = {**r['cross'], **learns.get((x.quality, r['faces']), {}).get(x.train_methods, {})}
-    for (quality, faces), sets in learns.items():
-        if any(p.quality.eq(quality).any() for p in parts): continue            # another size of the same crops
-        cross = {n: f for c in sets.values() for n, f in c.items()}
-        others = [(f, *manifest_of(data, n)) for n, f in cross.items()]
-        parts.append(trivial_runs((faces, *manifest_of(data, '', quality)), others, list(sets), quality))
-    t = pd.concat(parts, ignore_index=True)
-    return t.drop_duplicates(['run', *SCORE_COLUMNS[:5]])
+        k = known.setdefault(x.quality, dict(faces=r['faces'], learns={}, cross={}))        # the first size of crops speaks for all
+        if x.fakes=='data': k['learns'][x.train_methods] = True
+        if r['faces']==k['faces']: k['cross'] |= r['cross']
+    parts = [trivial_runs((k['faces'], *manifest_of(data, '', q)), [(f, *manifest_of(data, n)) for n, f in k['cross'].items()], list(k['learns']), q)
+             for q, k in known.items() if k['learns']]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 def add_runs(
     r:Results, # networks
@@ -315,8 +314,6 @@ def write_page(
                  times={**(r.facts.get('seconds') or {}), 'all trainings, one core each': float(runs.seconds.sum())})
     return index_page(out_dir, sections, facts, f'hff reproduce --preset {Path(preset).stem}')
 
-def _stem(book): return book.stem.split('_')[0] if book.stem.startswith('table') else book.stem     # how the files of a notebook begin
-
 def writable(
     folder:Path|str, # to write in
 )->Path: # resolved
@@ -337,12 +334,12 @@ def reproduce(
     from_scores:str|Path='', # packed scores: make tables and pictures from them alone
 )->pd.DataFrame: # notebook, ok, seconds, error
     "Regenerate tables and pictures; a failed run or notebook is reported and the rest goes on"
-    from hff.cli import os_cores
-    books, jobs, start = notebooks(tuple(only)), jobs or os_cores(), time.time()
+    books, jobs, start = notebooks(tuple(only)), jobs or cores(), time.time()
     out_dir = writable(out or figures_dir()/Path(preset).stem)
     if from_scores:
-        seeds = _adopt(from_scores, out_dir)
-        if not only: books = [b for b in notebooks(('all',)) if set(tables_of([b])) <= set(read_results(from_scores).facts['tables'])]
+        facts = _adopt(from_scores, out_dir)
+        seeds = facts['seeds']
+        if not only: books = [b for b in notebooks(('all',)) if set(tables_of([b])) <= set(facts['tables'])]
     else: _make_scores(preset, books, tuple(seeds), data_root, cross, jobs, out_dir)
     done = run_notebooks(books, preset, seeds, out_dir, jobs)
     page = write_page(out_dir, done, books, preset)
@@ -350,14 +347,14 @@ def reproduce(
     return done
 
 def _adopt(folder, out_dir):
-    "Packed scores from elsewhere go beside the tables; returns their seeds"
+    "Packed scores from elsewhere go beside the tables; returns their facts"
     r, here = read_results(folder), Path(out_dir)/'scores'
     if Path(folder).resolve()!=here.resolve():
         write_results(r, here)
         for s in r.facts.get('samples', []):
             if not (inside := (Path(folder)/s['file']).resolve()).is_relative_to(Path(folder).resolve()): raise HffError(f"{folder}: the sample {s['file']} lies outside the folder")
             with atomic(here/'samples'/Path(s['file']).name) as f: f.write_bytes(inside.read_bytes())
-    return tuple(r.facts['seeds'])
+    return r.facts
 
 def _make_scores(preset, books, seeds, data_root, cross, jobs, out_dir):
     "Data, runs, packed scores"

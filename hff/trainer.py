@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from .datasets import FaceDataset, augment, decoders, epoch_batches, normalise
 from .extract import GEOMETRY, read_faces
-from .losses import make_loss
+from .losses import make_loss, map_loss
 from .manifest import read_table, select
 from .metrics import frame_auc, video_auc
 from .paths import HffError, atomic, locked, progress, read_json, write_json
@@ -169,7 +169,6 @@ def train_epoch(
         out = model(_last(normalise(x.to(accelerator.device))))
         loss = loss_of(out.logits.float(), y.to(accelerator.device))*weight_of(len(y), accelerator)
         if maps:
-            from hff.losses import map_loss
             known = int(maps[0].isfinite().flatten(1).all(1).sum())           # an item without a map counts for nothing
             loss = loss + recipe.map_weight*map_loss(out.mask_logits.float(), maps[0].to(accelerator.device))*weight_of(known, accelerator)
         losses.append(_average(loss, accelerator))                            # what all see, so all stop alike

@@ -24,6 +24,15 @@ from .warps import align, expressions, face_shape, flat_face, pose, read_at, sim
 from ..paths import HffError, atomic, progress
 
 # %% ../../nbs/31b_generators.ipynb #1f0f1c74
+def _encoder(numbers):
+    "From a grey cut-out to a grid of one cell for 16 x 16 pixels"
+    down = lambda i, o: nn.Sequential(nn.Conv2d(i, o, 5, stride=2, padding=2), nn.LeakyReLU(.1))
+    return nn.Sequential(down(1, 16), down(16, 32), down(32, 48), down(48, 64), nn.Conv2d(64, numbers, 1))
+
+def _looker(): return nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(48, 24, 3, padding=1), nn.LeakyReLU(.1))   # picture -> features of size/4
+
+def _painter(): return nn.Sequential(nn.Conv2d(24, 24, 3, padding=1), nn.LeakyReLU(.1), nn.Conv2d(24, 12, 3, padding=1), nn.PixelShuffle(2))   # features of size/2 -> picture
+
 class _Up(nn.Module):
     "Double the size; scale and shift the features as the person's code says"
     def __init__(self, c_in, c_out, code):
@@ -47,17 +56,16 @@ class Swapper(nn.Module):
     ):
         super().__init__()
         self.people, self.size, self.narrow, self.code_len = list(people), size, narrow, code
-        down = lambda i, o: nn.Sequential(nn.Conv2d(i, o, 5, stride=2, padding=2), nn.LeakyReLU(.1))
-        self.encoder = nn.Sequential(down(1, 16), down(16, 32), down(32, 48), down(48, 64), nn.Conv2d(64, narrow, 1))
+        self.encoder = _encoder(narrow)
         self.picture = nn.Parameter(torch.zeros(len(people), 3, size, size))
         self.register_buffer('points', torch.zeros(len(people), 468, 2))    # landmarks of the pictures, pixels
         self.register_buffer('build', torch.zeros(len(people), 468, 2))     # shape of the faces, see `face_shape`
         self.code = nn.Parameter(torch.randn(len(people), code)*.1)
-        self.look = nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(48, 24, 3, padding=1), nn.LeakyReLU(.1))     # size/4
+        self.look = _looker()                                                                                 # size/4
         self.look2 = nn.Sequential(nn.Conv2d(24, 64, 4, stride=4), nn.LeakyReLU(.1))                          # size/16
         self.mix = nn.Conv2d(narrow+64, 128, 3, padding=1)
         self.up = nn.ModuleList([_Up(128, 96, code), _Up(96, 48, code), _Up(48+24, 24, code)])
-        self.paint = nn.Sequential(nn.Conv2d(24, 24, 3, padding=1), nn.LeakyReLU(.1), nn.Conv2d(24, 12, 3, padding=1), nn.PixelShuffle(2))
+        self.paint = _painter()
 
     def encode(
         self,

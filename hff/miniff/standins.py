@@ -18,7 +18,7 @@ import pandas as pd
 
 from ..faces import pmap
 from .blending import blend, colour_match, feathered, outline_mask, sharpen_like
-from .build import CRF, _code, _finish, _one_thread, _save_clip, _state, _tag, against_real, build, content_id, frame_numbers, load_clip, miniff_settings
+from .build import CRF, _code, _finish, _one_thread, _save_clip, _state, _tag, against_real, build, content_id, frame_numbers, load_clip, miniff_settings, one_builder
 from .forgeries import forge     # torch comes with these; imported here, it is there before worker processes fork
 from .generators import Nets, swap_faces, train_deepfakes, train_neural_textures
 from .heads import make_clip, make_person
@@ -423,13 +423,19 @@ def build_standin(
     wanted, code = dict(set=name, settings=s, seed=seed) | (dict(ffpp=content_id(ffpp)) if borrowed else {}), _code(without=())
     out = Path(out) if out else data_dir()/f'miniff-{name}-{Path(preset).stem}-s{seed}-{_tag(wanted, code)}'
     if _state(out, wanted)=='complete': return out
+    with one_builder(out): return _build(out, wanted, code, s, borrowed, ffpp, jobs)
+
+def _build(out, wanted, code, s, borrowed, ffpp, jobs):
+    "The work itself, unless it is done"
+    if _state(out, wanted)=='complete': return out
+    name, seed = wanted['set'], wanted['seed']
     write_json(wanted, out/'building.json')
     head_asset()                                                       # read once, before worker processes fork
     plan = plan_standin(name, s, seed, borrowed)
     nets, half = _nets(plan), {a.name: a.half for a in plan.cast}
     jobs_of = lambda what, items: [(what, (out, name, i, s, seed)) for i in items]
     easy, hard = ([(t, half[t.target]) for t in plan.takes if (t.kind in NET)==k] for k in (False, True))
-    with progress(total=len(plan.cast)+len(nets)+len(plan.takes), desc=f'mini-{name} {Path(preset).stem}') as bar:
+    with progress(total=len(plan.cast)+len(nets)+len(plan.takes), desc=f'mini-{name}') as bar:
         pmap(_run, jobs_of('film', plan.cast), jobs, bar=bar)
         if borrowed: _same_people(out, ffpp, plan)
         pmap(_run, jobs_of('train', nets)+jobs_of('make', easy), jobs, bar=bar)

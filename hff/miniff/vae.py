@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .generators import _fit, cutouts, disturbed, framing, grey, likeness, picture_loss, places, put_back
+from .generators import _encoder, _fit, _looker, _painter, cutouts, disturbed, framing, grey, likeness, picture_loss, places, put_back
 from .warps import face_shape
 from ..paths import HffError, atomic
 
@@ -41,14 +41,13 @@ class FaceVAE(nn.Module):
     ):
         super().__init__()
         self.size, self.latent, self.code_len = size, latent, code
-        down = lambda i, o: nn.Sequential(nn.Conv2d(i, o, 5, stride=2, padding=2), nn.LeakyReLU(.1))
-        self.structure = nn.Sequential(down(1, 16), down(16, 32), down(32, 48), down(48, 64), nn.Conv2d(64, 2*latent, 1))
-        self.look = nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(48, 24, 3, padding=1), nn.LeakyReLU(.1))    # size/4
+        self.structure = _encoder(2*latent)
+        self.look = _looker()                                                                                # size/4
         self.look2 = nn.Sequential(nn.Conv2d(24, 48, 4, stride=4), nn.LeakyReLU(.1))                         # size/16
         self.taste = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, code), nn.LeakyReLU(.1))
         self.mix = nn.Conv2d(latent+48, 96, 3, padding=1)
         self.up = nn.ModuleList([_Adain(96, 64, code), _Adain(64, 40, code), _Adain(40+24, 24, code)])
-        self.paint = nn.Sequential(nn.Conv2d(24, 24, 3, padding=1), nn.LeakyReLU(.1), nn.Conv2d(24, 12, 3, padding=1), nn.PixelShuffle(2))
+        self.paint = _painter()
 
     def encode(
         self,
