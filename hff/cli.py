@@ -71,7 +71,7 @@ def _seeds(text):
     return seeds
 
 # %% ../nbs/62_cli.ipynb #b0f6d9bb
-@miniff.command('build', epilog="Examples: hff miniff build --preset smoke --out data/my-miniff; hff miniff build --set dfd")
+@miniff.command('build', epilog="Example: hff miniff build --preset smoke --out data/my-miniff; hff miniff build --set dfd")
 def miniff_build(
     preset:Preset='mini',
     which:Annotated[str, typer.Option('--set', help="ffpp (MiniFF itself), or a stand-in for another test set: dfd, celebdf_v1, dfdcp, df1")]='ffpp',

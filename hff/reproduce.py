@@ -20,7 +20,7 @@ import pandas as pd
 from .experiments import EXPERIMENTS, all_runs
 from .paths import HffError, atomic, cores, figures_dir, is_checkout, progress, read_json, root, runs_dir, write_json
 from .recipe import Recipe, load_preset, make_recipe
-from .results import Results, gather, key_of, read_results, write_results
+from .results import PACKED, Results, gather, key_of, read_results, write_results
 
 # %% ../nbs/61_reproduce.ipynb #4bba2deb
 class Data(NamedTuple):
@@ -287,11 +287,13 @@ def run_notebooks(
     jobs:int=2, # at a time
 )->pd.DataFrame: # notebook, ok, seconds, error
     "Run paper notebooks on the packed scores of `out_dir`"
+    from jupyter_core.utils import ensure_event_loop
     os.environ['TQDM_DISABLE'] = '1'                         # for the kernels: no bars in stored outputs
     params = dict(preset=str(preset), seeds=list(seeds), out_dir=str(out_dir), scores=str(Path(out_dir)/'scores'))
     with ThreadPoolExecutor(jobs) as pool, progress(total=len(books), desc='notebooks') as bar:
         def one(b):
             r = run_notebook(b, runs_root(preset)/'notebooks'/b.name, **params)
+            ensure_event_loop().close()                                           # the kernel's client leaves its loop to the thread
             bar.update(1); print('{notebook}: {0} in {seconds} s {error}'.format('done' if r['ok'] else 'FAILED', **r), flush=True)
             return r
         first, last = [b for b in books if b.stem!='summary'], [b for b in books if b.stem=='summary']   # it reads what the others wrote
@@ -348,12 +350,10 @@ def reproduce(
 
 def _adopt(folder, out_dir):
     "Packed scores from elsewhere go beside the tables; returns their facts"
-    r, here = read_results(folder), Path(out_dir)/'scores'
-    if Path(folder).resolve()!=here.resolve():
-        write_results(r, here)
-        for s in r.facts.get('samples', []):
-            if not (inside := (Path(folder)/s['file']).resolve()).is_relative_to(Path(folder).resolve()): raise HffError(f"{folder}: the sample {s['file']} lies outside the folder")
-            with atomic(here/'samples'/Path(s['file']).name) as f: f.write_bytes(inside.read_bytes())
+    r, folder, here = read_results(folder), Path(folder).resolve(), Path(out_dir)/'scores'
+    for name in [*PACKED, *(s['file'] for s in r.facts.get('samples', []))] if folder!=here.resolve() else ():
+        if not (inside := (folder/name).resolve()).is_relative_to(folder): raise HffError(f"{folder}: {name} lies outside the folder")
+        with atomic(here/inside.relative_to(folder)) as f: f.write_bytes(inside.read_bytes())
     return r.facts
 
 def _make_scores(preset, books, seeds, data_root, cross, jobs, out_dir):
