@@ -98,7 +98,7 @@ ANALYSES = ('calibration', 'explanations', 'frequency', 'robustness')           
 NETWORK_BOOKS = ('figure2_gradcam', 'figure3_stages', 'figure4_residuals', 'figure6_rsa', 'figure7_dcma', 'figure8_rsa_maps', *ANALYSES[1:])   # need data or networks, not scores alone
 STUDY_BOOKS = dict(ablation_fidelity='fidelity', ablation_training='training', beyond_paper='beyond')    # notebook -> its experiment
 _needs = dict(table2_databases=('table5',), reevaluations=('table5',), summary=tuple(t for t in EXPERIMENTS if t.startswith('table'))) | {k: (v,) for k, v in STUDY_BOOKS.items()}
-_needs |= dict(figure1_transfer=('table1', 'table4'), figure2_gradcam=('table1',), figure3_stages=('table7',), figure4_residuals=('table7',), figure5_network=('table7',), figure6_rsa=('table5',), figure7_dcma=('table5',), figure8_rsa_maps=('table5',),
+_needs |= dict(figure1_transfer=('table1', 'table5'), figure2_gradcam=('table1',), figure3_stages=('table7',), figure4_residuals=('table7',), figure5_network=('table7',), figure6_rsa=('table5',), figure7_dcma=('table5',), figure8_rsa_maps=('table5',),
                calibration=('table5',), explanations=('table4', 'table5'), frequency=('table4', 'table5'), robustness=('table5',))
 
 def _stem(book): return book.stem.split('_')[0] if book.stem.startswith(('table', 'figure')) else book.stem     # how the files of a notebook begin
@@ -386,13 +386,17 @@ def reproduce(
 )->pd.DataFrame: # notebook, ok, seconds, error
     "Regenerate tables and pictures; a failed run or notebook is reported and the rest goes on"
     books, jobs, start = notebooks(tuple(only)), jobs or cores(), time.time()
-    out_dir = writable(out or figures_dir()/Path(preset).stem)
+    out_dir, kept = writable(out or figures_dir()/Path(preset).stem), []
     if from_scores:
         facts = _adopt(from_scores, out_dir)
         seeds = facts['seeds']
-        if not only: books = [b for b in notebooks(('all',)) if b.stem not in NETWORK_BOOKS and set(tables_of([b])) <= set(facts['tables'])]
+        if not only: books = [b for b in notebooks(('all',)) if set(tables_of([b])) <= set(facts['tables'])]
+        kept = [b for b in books if b.stem in NETWORK_BOOKS and _adopt_files(b, Path(from_scores).resolve().parent, out_dir)]
+        books = [b for b in books if b.stem not in NETWORK_BOOKS or b in kept]
     else: _make_scores(preset, books, tuple(seeds), data_root, cross, jobs, out_dir)
-    done = run_notebooks(books, preset, seeds, out_dir, jobs, data_root, cross)
+    done = run_notebooks([b for b in books if b not in kept], preset, seeds, out_dir, jobs, data_root, cross)
+    if kept: print(f"Taken as they are, for they need the networks: {', '.join(_stem(b) for b in kept)}")
+    done = pd.concat([done, pd.DataFrame([dict(notebook=b.stem, ok=True, seconds=0, error='') for b in kept])], ignore_index=True)
     page = write_page(out_dir, done, books, preset)
     print(f'{page} shows all of it; {round(time.time()-start)} s in total')
     return done
@@ -404,6 +408,15 @@ def _adopt(folder, out_dir):
         if not (inside := (folder/name).resolve()).is_relative_to(folder): raise HffError(f"{folder}: {name} lies outside the folder")
         with atomic(here/inside.relative_to(folder)) as f: f.write_bytes(inside.read_bytes())
     return r.facts
+
+def _adopt_files(book, folder, out_dir):
+    "What a notebook that needs networks left beside packed scores is taken as it is; was there anything?"
+    from hff.page import files_of
+    mine = files_of(folder, [_stem(book)])[_stem(book)]
+    files = mine + [p.with_suffix('.md') for p in mine if p.suffix=='.csv' and p.with_suffix('.md').is_file()]
+    for p in files if folder!=out_dir else ():
+        with atomic(out_dir/p.name) as f: f.write_bytes(p.read_bytes())
+    return bool(files)
 
 def _make_scores(preset, books, seeds, data_root, cross, jobs, out_dir):
     "Data, runs, packed scores"
