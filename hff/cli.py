@@ -33,7 +33,7 @@ Data = Annotated[str, typer.Option(help="root of a FaceForensics++ tree (default
 @app.command(epilog="Example: hff reproduce --preset mini")
 def reproduce(
     preset:Preset='mini',
-    only:Annotated[str, typer.Option(help="notebooks to run, comma-separated, e.g. table3,table4; studies: those beyond the paper; all (default: the paper's own tables)")]='',
+    only:Annotated[str, typer.Option(help="notebooks to run, comma-separated, e.g. table3,figure2; figures; analyses: frequency, explanations, robustness, calibration; studies: further trainings; all (default: the paper's own tables and figures)")]='',
     seeds:Annotated[str, typer.Option(help="comma-separated whole numbers")]='0',
     data_root:Data='',
     cross:Annotated[str, typer.Option(help="other data sets for Tables 5 and 8, e.g. dfd=/data/DFD,celebdf_v1=/data/Celeb-DF (default: MiniFF's stand-ins)")]='',
