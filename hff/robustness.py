@@ -361,6 +361,7 @@ def show_curve(
     ticks = ['clean', *(p if kind!='SCREEN' else str(i) for p, i in zip(at.parameter[1:], at.level[1:]))]
     ax.axhline(.5, color='.7', lw=1, zorder=0)
     ax.set(title=f'{kind}: {NAMES[kind]}', ylabel=f'{level} AUC', xticks=at.level, xticklabels=ticks)
+    ax.tick_params(axis='x', labelsize=7)
     return ax
 
 def show_levels(
