@@ -36,7 +36,7 @@ SUITE = dict(CS=(.4, .3, .2, .1, 0), CC=(.85, .725, .6, .475, .35), BW=(16, 32, 
 FURTHER_TYPES = dict(JPEGQ=(90, 70, 50, 30, 10), RESIZE=(.8, .6, .4, .3, .2), H264=(18, 23, 28, 33, 38, 45),
                SCREEN=((.9, .95, .02, 90), (.7, .9, .05, 75), (.5, .8, .1, 50)))
 TYPES = SUITE | FURTHER_TYPES
-NAMES = dict(clean='clean', CS='saturation', CC='darkening (CC)', BW='grey blocks', GNC='noise', GB='blur', JPEG='pixelation', VC='video compression',
+NAMES = dict(clean='clean', CS='saturation', CC='darkening', BW='grey blocks', GNC='noise', GB='blur', JPEG='pixelation', VC='video compression',
              JPEGQ='JPEG quality', RESIZE='shrunk and enlarged', H264='H.264 crf', SCREEN='screenshot')
 CLEAN = ('clean', 0)
 
@@ -356,7 +356,7 @@ def show_curve(
     for color, mark, (name, d) in zip(sns.color_palette('colorblind'), 'osD^vX*', t.groupby('network', sort=False)):
         d = d.sort_values('level')
         ax.plot(d.level, d[f'{level}_auc'], f'-{mark}', ms=4, color=color, label=name)
-        ax.fill_between(d.level, d[f'{level}_auc_lo'], d[f'{level}_auc_hi'], color=color, alpha=.15, lw=0)
+        ax.fill_between(d.level, d[f'{level}_auc_lo'], d[f'{level}_auc_hi'], color=color, alpha=.12, lw=0)
     at = t[t.network.eq(t.network.iloc[0])].sort_values('level')
     ticks = ['clean', *(p if kind!='SCREEN' else str(i) for p, i in zip(at.parameter[1:], at.level[1:]))]
     ax.axhline(.5, color='.7', lw=1, zorder=0)
