@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CALIBRATIONS', 'brier', 'nll', 'reliability', 'ece', 'show_reliability', 'Calibration', 'fit_calibration',
-           'calibrate', 'calibration_table', 'write_calibration', 'read_calibration', 'for_video_file']
+           'calibrate', 'calibration_table', 'error_draws', 'ece_if_right', 'risk_coverage', 'aurc', 'show_risk',
+           'write_calibration', 'read_calibration', 'for_video_file']
 
 # %% ../nbs/42a_calibration.ipynb #f967b7a4
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from scipy.stats import rankdata
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from .metrics import CONTROLS, POOLS, VIDEO, checked_pair, average_precision, eer, rank_auc, video_rows
+from .metrics import CONTROLS, POOLS, VIDEO, _weights, checked_pair, average_precision, eer, rank_auc, video_rows
 from .paths import HffError, read_json, write_json
 from .scores import check_scores, logit_of, rows_digest
 
@@ -173,6 +174,75 @@ def calibration_table(
             rows.append(dict(scores=name, level=level, n=len(d), ece=ece(y, p, bins), brier=brier(y, p), nll=nll(y, d.logit),
                              auc=rank_auc(y, p), ap=average_precision(y, p)[0], eer=eer(y, p)))
     return pd.DataFrame(rows)
+
+# %% ../nbs/42a_calibration.ipynb #08440555
+def error_draws(
+    scores:pd.DataFrame, # score table
+    metric:str='brier', # or nll
+    draws:int=2000, # resamples
+    seed:int=0, # of the draws
+)->np.ndarray: # (draws + 1,): the value first, then one for each resampling of the videos
+    "Brier score or NLL of resampled videos, stratified by label and method"
+    if metric not in ('brier', 'nll'): raise HffError(f"Unknown metric {metric!r}; choose from brier, nll")
+    t = check_scores(scores); t = t[t.status.eq('ok') & ~(t.method.isin(CONTROLS) & t.label.eq(0))]
+    y, z = checked_pair(t.label, t.logit)
+    g = t.assign(_e=(t.score-y)**2 if metric=='brier' else np.logaddexp(0, z)-y*z).groupby(VIDEO, sort=True, observed=True)
+    v = g.agg(e=('_e', 'sum'), n=('_e', 'size'), label=('label', 'first')).reset_index()
+    w = _weights((v.label.astype(str)+v.method).to_numpy(str), draws, np.random.default_rng(seed))
+    return np.r_[v.e.sum()/v.n.sum(), (w@v.e)/(w@v.n)]
+
+def ece_if_right(
+    score, # (n,) probabilities
+    bins:int=15, # of equal size
+    quantile:float=.95, # of the draws
+    draws:int=1000, # of labels
+    seed:int=0, # of the draws
+)->float: # in [0, 1]
+    "ECE that scores which are right stay below with this probability"
+    p = np.asarray(score, float)
+    b = ((rankdata(p)-.5)*bins/len(p)).astype(int)
+    inside = np.equal.outer(np.unique(b), b).astype(float)                       # (bins, n)
+    y = np.random.default_rng(seed).random((draws, len(p)))<p
+    return float(np.quantile(np.abs((y-p)@inside.T).sum(1)/len(p), quantile))
+
+# %% ../nbs/42a_calibration.ipynb #0f23bae3
+def risk_coverage(
+    label, # (n,)
+    score, # (n,) probabilities
+    at:float=.5, # fake from here on; the distance from it is the confidence
+    balanced:bool=False, # both classes weigh the same
+)->pd.DataFrame: # coverage (ascending, in (0, 1]) and risk, one row for each distinct confidence
+    "Share of wrong answers among the surest ones"
+    y, p = checked_pair(label, score)
+    w = np.where(y==1, 1/(y==1).sum(), 1/(y==0).sum())/2 if balanced else np.full(len(y), 1/len(y))
+    g = pd.DataFrame(dict(sure=np.abs(p-at).round(15), w=w, wrong=w*((p>=at)!=(y==1)))).groupby('sure').sum().iloc[::-1].cumsum()
+    return pd.DataFrame(dict(coverage=g.w.to_numpy(), risk=(g.wrong/g.w).to_numpy()))
+
+def aurc(
+    label, # (n,)
+    score, # (n,) probabilities
+    at:float=.5, # see `risk_coverage`
+    balanced:bool=False, # see `risk_coverage`
+)->float: # in [0, 1], the smaller the better
+    "Area under the risk-coverage curve: the mean risk over all coverages"
+    r = risk_coverage(label, score, at, balanced)
+    return float((r.risk*np.diff(r.coverage, prepend=0)).sum())
+
+def show_risk(
+    label, # (n,)
+    score, # (n,) probabilities
+    ax=None, # where to draw
+    name:str='', # for the legend
+    at:float=.5, # see `risk_coverage`
+    balanced:bool=False, # see `risk_coverage`
+    **style, # of the line
+): # the axes
+    "Risk over coverage, with the area in the legend"
+    if ax is None: ax = plt.subplots(figsize=(3.4, 2.6), layout='constrained')[1]
+    r = risk_coverage(label, score, at, balanced)
+    ax.step(r.coverage, r.risk, where='post', label=f'{name} AURC {aurc(label, score, at, balanced):.3f}'.strip(), **style)
+    ax.set(xlim=(0, 1.02), ylim=(0, None), xlabel='coverage', ylabel='balanced risk' if balanced else 'risk')
+    return ax
 
 # %% ../nbs/42a_calibration.ipynb #0ddf3b52
 def write_calibration(

@@ -7,10 +7,11 @@ from scipy.special import expit
 from scipy.stats import norm
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
-from hff.calibration import brier, calibrate, calibration_table, ece, fit_calibration, for_video_file, nll, read_calibration, reliability, write_calibration
+from hff.calibration import (aurc, brier, calibrate, calibration_table, ece, ece_if_right, error_draws, fit_calibration, for_video_file, nll, read_calibration, reliability,
+                             risk_coverage, show_risk, write_calibration)
 from hff.compare import compare, deepfakebench_groups, deepfakebench_video_auc, delong, delong_test, holm, target_draws, targets_of
 from hff.exchange import export_videos
-from hff.metrics import average_precision, eer, evaluate, interval, pool_videos, rank_auc, video_auc, video_rows
+from hff.metrics import accuracy, average_precision, eer, evaluate, interval, pool_videos, rank_auc, video_auc, video_rows
 from hff.paths import HffError
 from hff.scores import check_scores
 
@@ -201,3 +202,66 @@ def test_deepfakebench_rule():
     assert deepfakebench_groups(d).label.eq(0).all()                        # real and fake under one name: all 'real'
     single = ffpp[ffpp.method.isin(['real', 'DF'])]
     assert deepfakebench_video_auc(single) == pytest.approx(video_auc(single), abs=1e-12)
+
+
+# ---- how sure the errors are; risk over coverage
+
+def test_error_draws():
+    t = table(3)
+    ok = t[t.status.eq('ok')]
+    for metric, value in (('brier', brier(ok.label, ok.score)), ('nll', nll(ok.label, ok.logit))):
+        d = error_draws(t, metric, 400)
+        assert len(d) == 401 and d[0] == pytest.approx(value, abs=1e-12)
+        assert interval(d[1:])[0] < value < interval(d[1:])[1] and np.array_equal(d, error_draws(t, metric, 400))
+    after = calibrate(t, fit_calibration(table(0, first=500)))
+    a, b = (error_draws(x, 'brier', 400) for x in (t, after))
+    assert interval((a-b)[1:])[0] > 0 and (a-b)[1:].std() < b[1:].std()             # paired
+    with pytest.raises(HffError, match='brier, nll'): error_draws(t, 'ece')
+
+
+def test_error_draws_take_videos():
+    "With every frame of a video the same, the interval is that of the videos and not narrower"
+    t = table(4, lost=0.)
+    one = t.groupby(['dataset', 'method', 'quality', 'video'], sort=False).head(1)
+    eight = pd.concat([one.assign(frame=f) for f in range(8)])
+    assert error_draws(eight, 'brier', 50) == pytest.approx(error_draws(one, 'brier', 50), abs=1e-12)
+
+
+def test_ece_if_right():
+    rng = np.random.default_rng(0)
+    p = expit(rng.normal(0, 2, 150))
+    limit = ece_if_right(p)
+    below = np.mean([ece((rng.random(150) < p).astype(int), p) < limit for _ in range(150)])
+    assert below == pytest.approx(.95, abs=.05) and limit == ece_if_right(p)
+    assert ece((rng.random(150) < expit(3*(p-.5))).astype(int), p) > limit          # scores that say too much
+    assert ece_if_right(np.tile(p, 20)) < limit/2                                    # more videos, less chance
+
+
+def test_risk_by_hand():
+    assert aurc([1, 0, 1, 0], [.95, .9, .7, .4]) == pytest.approx((0+1/2+1/3+1/4)/4)
+    r = risk_coverage([1, 0, 1, 0], [.95, .9, .7, .4])
+    assert r.coverage.tolist() == pytest.approx([.25, .5, .75, 1]) and r.risk.tolist() == pytest.approx([0, 1/2, 1/3, 1/4])
+    tied = risk_coverage([0, 1, 1, 1], [.9]*4)
+    assert len(tied) == 1 and tied.risk[0] == .25 and aurc([0, 1, 1, 1], [.9]*4, balanced=True) == .5
+    assert aurc([0, 1], [.2, .9]) == 0 and aurc([1, 0], [.2, .9]) == 1
+
+
+def test_risk_properties():
+    for seed in range(10):
+        t = table(seed, lost=0.)
+        y, p = t.label.to_numpy(), expit(30*t.logit.to_numpy()-1)
+        for balanced in (False, True):
+            r = risk_coverage(y, p, .4, balanced)
+            assert r.coverage.is_monotonic_increasing and r.coverage.iloc[-1] == pytest.approx(1)
+            assert r.risk.iloc[-1] == pytest.approx(1-accuracy(y, p, .4)[int(balanced)])
+            mix = np.random.default_rng(seed).permutation(len(y))
+            assert aurc(y[mix], p[mix], .4, balanced) == pytest.approx(aurc(y, p, .4, balanced), abs=1e-12)
+        assert aurc(y, expit(5*t.logit)) == pytest.approx(aurc(y, expit(t.logit)), abs=1e-9)         # a temperature changes nothing at .5
+
+
+def test_show_risk_takes_an_axis():
+    import matplotlib.pyplot as plt
+    fig, ax = plt.subplots()
+    assert show_risk([1, 0, 1, 0], [.95, .9, .7, .4], ax, 'net', color='k') is ax
+    assert ax.get_legend_handles_labels()[1] == [f'net AURC {aurc([1, 0, 1, 0], [.95, .9, .7, .4]):.3f}'] and ax.get_xlabel() == 'coverage'
+    plt.close(fig)
