@@ -152,6 +152,7 @@ def show_overlay(
     heat:np.ndarray|None=None, # (h, w), not negative; None: the picture alone
     ax=None, # matplotlib axes
     top:float=1, # value of the brightest colour
+    low:float=0, # value of the darkest colour
     alpha:float=.55, # cover of the map
 ): # the axes
     "A map laid over its face, on a fixed scale"
@@ -159,7 +160,7 @@ def show_overlay(
     ax.imshow(image); ax.axis('off')
     if heat is None: return ax
     fine = cv2.resize(np.asarray(heat, np.float32), image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    ax.imshow(fine, cmap='viridis', vmin=0, vmax=top, alpha=alpha)
+    ax.imshow(fine, cmap='viridis', vmin=low, vmax=top, alpha=alpha)
     return ax
 
 # %% ../nbs/43b_explain.ipynb #b6c5f53f
@@ -477,7 +478,7 @@ def faithful(
     **kw, # of `curves`
 )->pd.DataFrame: # by face: deletion, insertion, deletion_random, insertion_random
     "Areas in the order of the map and in a random order"
-    return areas(curves(model, images, maps, **kw)).join(areas(curves(model, images, shuffled_cells(maps, seed), **kw)), rsuffix='_random')
+    return areas(curves(model, images, maps, **kw)).join(areas(curves(model, images, shuffled_cells(maps, seed), **kw)).add_suffix('_random'))
 
 def show_curves(
     t:pd.DataFrame, # from `curves`
