@@ -303,6 +303,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'hff.explain._probe': ('explain.html#_probe', 'hff/explain.py'),
                              'hff.explain._to': ('explain.html#_to', 'hff/explain.py'),
                              'hff.explain.areas': ('explain.html#areas', 'hff/explain.py'),
+                             'hff.explain.blob_like': ('explain.html#blob_like', 'hff/explain.py'),
                              'hff.explain.blurred': ('explain.html#blurred', 'hff/explain.py'),
                              'hff.explain.cascade': ('explain.html#cascade', 'hff/explain.py'),
                              'hff.explain.centre_blob': ('explain.html#centre_blob', 'hff/explain.py'),

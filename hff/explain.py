@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TARGETS', 'OWN_MAPS', 'PICKS', 'MAP_SCORES', 'RULE', 'evaluating', 'layer_paths', 'layers', 'find_layer', 'top_one',
            'grad_cam', 'rsa_map', 'predicted_map', 'face_maps', 'show_overlay', 'dcma_attention', 'pick', 'Explained',
-           'read_faces_of', 'explain_scores', 'resized', 'checked_maps', 'map_scores', 'centre_blob', 'uniform_map',
-           'video_mean', 'means', 'located', 'masked_fakes', 'show_scores', 'rank_correlation', 'from_the_top',
-           'shuffled', 'cascade', 'label_flip', 'show_cascade', 'blurred', 'shuffled_cells', 'curves', 'areas',
-           'faithful', 'show_curves', 'judge_check', 'check_map']
+           'read_faces_of', 'explain_scores', 'resized', 'checked_maps', 'map_scores', 'centre_blob', 'blob_like',
+           'uniform_map', 'video_mean', 'means', 'located', 'masked_fakes', 'show_scores', 'rank_correlation',
+           'from_the_top', 'shuffled', 'cascade', 'label_flip', 'show_cascade', 'blurred', 'shuffled_cells', 'curves',
+           'areas', 'faithful', 'show_curves', 'judge_check', 'check_map']
 
 # %% ../nbs/43b_explain.ipynb #d6ed7c31
 import copy
@@ -283,6 +283,13 @@ def centre_blob(
     i, k = np.arange(masks.shape[1])-(masks.shape[1]-1)/2, (masks>127).sum((1, 2))
     return np.clip(1-np.pi*(i[:,None]**2+i**2)/np.maximum(k, 1)[:,None,None], 0, None)
 
+def blob_like(
+    maps, # (n, h, w)
+    masks, # (n, side, side) uint8, 255 where changed
+)->np.ndarray: # as fine as the maps
+    "The centre blob as a map of this resolution would show it: a coarse map cannot be sharper"
+    return resized(centre_blob(masks), max(np.shape(maps)[1:]))
+
 def uniform_map(
     masks, # (n, side, side)
 )->np.ndarray: # (n, side, side) of ones
@@ -320,13 +327,13 @@ def located(
     faces:pd.DataFrame, # n forged faces whose mask is known
     maps, # (n, h, w)
     masks, # (n, side, side) uint8
-)->pd.DataFrame: # identity, frame, `map_scores`; `blob_` and `uniform_` of each; gain in energy over the blob
+)->pd.DataFrame: # identity, frame, `map_scores`; `blob_` and `uniform_` of each; gain in energy over the blob, and over the mask's share of the picture
     "Maps against masks, and what the baselines get on the same faces"
     if len(faces)!=len(maps): raise HffError(f"{len(faces)} faces but {len(maps)} maps: give one map of each face")
     t = pd.concat([faces[[*VIDEO, 'frame']].reset_index(drop=True), map_scores(maps, masks)], axis=1)
-    for name, base in (('blob', centre_blob), ('uniform', uniform_map)):
-        t = t.join(map_scores(base(masks), masks)[list(MAP_SCORES)].add_prefix(f'{name}_'))
-    return t.assign(gain=t.energy-t.blob_energy)
+    for name, base in (('blob', blob_like(maps, masks)), ('uniform', uniform_map(masks))):
+        t = t.join(map_scores(base, masks)[list(MAP_SCORES)].add_prefix(f'{name}_'))
+    return t.assign(gain=t.energy-t.blob_energy, share_gain=t.energy-t.area)
 
 def masked_fakes(
     faces:pd.DataFrame, # table of faces with `masked`, from `hff.reproduce.shown_faces`
@@ -456,12 +463,15 @@ def curves(
     m = resized(maps, min(cells, max(np.shape(maps)[1:])))
     m = resized(m+1e-5*np.random.default_rng(0).random(m.shape), s).reshape(n, -1)          # equal cells, such as an empty part, come in random order
     rank = torch.from_numpy(np.argsort(np.argsort(-m, 1, kind='stable'), 1, kind='stable')).view(n, 1, s, s)
-    soft, out = blurred(images), []
-    for q in np.linspace(0, 1, steps+1):
+    soft, score = blurred(images), lambda im: expit(score_images(model, im, batch_size))
+    ends = score(images), score(soft)
+    def both(q):
+        "deletion and insertion at a share q"
+        if q in (0, 1): return ends if q==0 else ends[::-1]
         first = rank<round(q*s*s)
-        p = [expit(score_images(model, torch.where(first, a, b), batch_size)) for a, b in ((soft, images), (images, soft))]
-        out.append(pd.DataFrame(dict(face=np.arange(n), share=q, deletion=p[0], insertion=p[1])))
-    return pd.concat(out, ignore_index=True)
+        return score(torch.where(first, soft, images)), score(torch.where(first, images, soft))
+    shares = np.linspace(0, 1, steps+1)
+    return pd.concat([pd.DataFrame(dict(face=np.arange(n), share=q) | dict(zip(('deletion', 'insertion'), both(q)))) for q in shares], ignore_index=True)
 
 def areas(
     t:pd.DataFrame, # from `curves`
@@ -495,7 +505,7 @@ def show_curves(
     return ax
 
 # %% ../nbs/43b_explain.ipynb #dc51a5c3
-RULE = dict(locates=('above', 0.), weights=('below', .5), label=('below', .5), deletion=('below', 0.), insertion=('above', 0.))
+RULE = dict(inside=('above', 0.), locates=('above', 0.), weights=('below', .5), label=('below', .5), deletion=('below', 0.), insertion=('above', 0.))
 
 def judge_check(
     check:str, # a key of `RULE`
@@ -519,7 +529,8 @@ def check_map(
     "All checks of one kind of map"
     maps = face_maps(model, images, kind)
     f = faithful(model, images, maps, seed, steps=steps)
-    values = dict(locates=map_scores(maps, masks).energy-map_scores(centre_blob(masks), masks).energy,
+    found = map_scores(maps, masks)
+    values = dict(inside=found.energy-found.area, locates=found.energy-map_scores(blob_like(maps, masks), masks).energy,
         weights=cascade(model, images, kind, seed, only_end=True).correlation, label=label_flip(model, images, kind),
         deletion=f.deletion-f.deletion_random, insertion=f.insertion-f.insertion_random)
     return pd.DataFrame([judge_check(k, v, videos) for k, v in values.items()])
