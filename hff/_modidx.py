@@ -302,6 +302,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'hff.explain._name': ('explain.html#_name', 'hff/explain.py'),
                              'hff.explain._probe': ('explain.html#_probe', 'hff/explain.py'),
                              'hff.explain._to': ('explain.html#_to', 'hff/explain.py'),
+                             'hff.explain.along_border': ('explain.html#along_border', 'hff/explain.py'),
                              'hff.explain.areas': ('explain.html#areas', 'hff/explain.py'),
                              'hff.explain.blob_like': ('explain.html#blob_like', 'hff/explain.py'),
                              'hff.explain.blurred': ('explain.html#blurred', 'hff/explain.py'),

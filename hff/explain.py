@@ -6,9 +6,9 @@
 __all__ = ['TARGETS', 'OWN_MAPS', 'PICKS', 'MAP_SCORES', 'RULE', 'evaluating', 'layer_paths', 'layers', 'find_layer', 'top_one',
            'grad_cam', 'rsa_map', 'predicted_map', 'face_maps', 'show_overlay', 'dcma_attention', 'pick', 'Explained',
            'read_faces_of', 'explain_scores', 'resized', 'checked_maps', 'map_scores', 'centre_blob', 'blob_like',
-           'uniform_map', 'video_mean', 'means', 'located', 'masked_fakes', 'show_scores', 'rank_correlation',
-           'from_the_top', 'shuffled', 'cascade', 'label_flip', 'show_cascade', 'blurred', 'shuffled_cells', 'curves',
-           'areas', 'faithful', 'show_curves', 'judge_check', 'check_map']
+           'uniform_map', 'video_mean', 'means', 'located', 'masked_fakes', 'show_scores', 'along_border',
+           'rank_correlation', 'from_the_top', 'shuffled', 'cascade', 'label_flip', 'show_cascade', 'blurred',
+           'shuffled_cells', 'curves', 'areas', 'faithful', 'show_curves', 'judge_check', 'check_map']
 
 # %% ../nbs/43b_explain.ipynb #d6ed7c31
 import copy
@@ -362,6 +362,18 @@ def show_scores(
     if f'uniform_{column}' in t: ax.plot(i, t[f'uniform_{column}'], '_', color='k', ms=12, label='uniform')
     ax.set(xticks=i, xticklabels=t[label], ylim=(0, 1), ylabel=column)
     return ax
+
+# %% ../nbs/43b_explain.ipynb #9ea477d3
+def along_border(
+    maps, # (n, h, w), not negative
+    masks, # (n, side, side) uint8, 255 where changed
+)->np.ndarray: # (n,) mean on the border minus mean elsewhere, in standard deviations of the map; 0 where it is constant
+    "How much brighter a map is on the border of the mask"
+    m, inside = checked_maps(maps, masks)
+    side = np.shape(masks)[1]
+    ring = np.stack([cv2.morphologyEx(i.reshape(side, side).astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) for i in inside]).reshape(len(m), -1)
+    mean = lambda w: (m*w).sum(1)/np.maximum(w.sum(1), 1)
+    return (mean(ring)-mean(1-ring))/np.where(m.std(1)>1e-9, m.std(1), 1)
 
 # %% ../nbs/43b_explain.ipynb #d4957c15
 def rank_correlation(
