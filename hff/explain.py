@@ -413,15 +413,14 @@ def cascade(
     images:Tensor, # uint8 (n, 3, S, S)
     kind:str='last', # see `face_maps`
     seed:int=0, # of the shuffle
-    only_end:bool=False, # all weights at once, without the steps on the way
+    only_end:bool=False, # the last row alone: all weights are shuffled
 )->pd.DataFrame: # part, face, correlation
     "How the map changes while the weights are destroyed from the top"
-    first, gone, out, parts = face_maps(model, images, kind), [], [], from_the_top(model)
-    if only_end: parts = {'all': sum(parts.values(), [])}
-    for part, paths in parts.items():
-        gone += paths
-        r = rank_correlation(first, face_maps(shuffled(model, gone, seed), images, kind))
-        out.append(pd.DataFrame(dict(part=part, face=np.arange(len(images)), correlation=r)))
+    first, net, out, parts = face_maps(model, images, kind), model, [], from_the_top(model)
+    for i, (part, paths) in enumerate(parts.items()):
+        net = shuffled(net, paths, seed+i)
+        if only_end and i<len(parts)-1: continue
+        out.append(pd.DataFrame(dict(part=part, face=np.arange(len(images)), correlation=rank_correlation(first, face_maps(net, images, kind)))))
     return pd.concat(out, ignore_index=True)
 
 def label_flip(

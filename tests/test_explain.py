@@ -209,7 +209,7 @@ def test_masked_fakes():
     with pytest.raises(HffError, match='2 faces but 1 maps'): located(t.iloc[[4, 5]], masks[:1], masks[[4, 5]])
 
 
-@pytest.mark.parametrize('name', ['rgb', 'two_stream', 'xray', 'f3net', 'bayar'])
+@pytest.mark.parametrize('name', ['two_stream', 'xray', 'f3net', 'bayar'])
 def test_everything_learnt_is_shuffled(net, name):
     m = net(name)
     parts = from_the_top(m)
@@ -224,14 +224,16 @@ def test_everything_learnt_is_shuffled(net, name):
 def test_shuffling_changes_maps(net):
     m = net('two_stream')
     with torch.no_grad(): before = [p.clone() for p in m.parameters()]
-    t = cascade(m, IMAGES, 'rsa')
+    t = cascade(m, IMAGES[:2], 'rsa')
     c = t.groupby('part', sort=False).correlation.mean()
     assert list(c.index)==list(from_the_top(m)) and np.allclose(c[['head', 'fusion', 'exit']], 1) and c.iloc[-1]<.99
-    g = cascade(m, IMAGES, 'rgb')
+    m = net('srm')
+    g = cascade(m, IMAGES)
     assert g.correlation.between(-1.001, 1.001).all() and g[g.part.eq('stem1')].correlation.mean()<.9
-    assert np.allclose(cascade(m, IMAGES, 'rgb', only_end=True).correlation, g[g.part.eq('stem1')].correlation)
-    assert all(torch.equal(a, b) for a, b in zip(before, m.parameters()))                   # the network is left alone
-    assert np.allclose(label_flip(m, IMAGES, 'rsa'), 1) and (label_flip(m, IMAGES)<.5).all()
+    assert np.allclose(cascade(m, IMAGES, only_end=True).correlation, g[g.part.eq('stem1')].correlation)
+    two = net('two_stream')
+    assert all(torch.equal(a, b) for a, b in zip(before, two.parameters()))                 # the network is left alone
+    assert np.allclose(label_flip(two, IMAGES, 'rsa'), 1) and (label_flip(two, IMAGES)<.5).all()
 
 
 def test_rank_correlation():
