@@ -20,6 +20,7 @@ from torch import nn, Tensor
 
 from .clips import kind_of, read_picture
 from .datasets import normalise
+from .explain import grad_cam, rsa_map
 from .extract import BOX, cut_face, write_png
 from .faces import crop_to_frame
 from .inference import by_frame, list_files, summary
@@ -36,23 +37,7 @@ def heat_map(
 )->Tensor: # (B, h, w) on the CPU, not negative; gradcam: maximum 1, or all 0 where nothing raises the score
     "What moved the score of each picture"
     if heat not in HEATS[:2]: raise HffError(f"heat={heat!r}: choose gradcam or attention")
-    was = model.training
-    model.eval()
-    try: return _gradcam(model, x) if heat=='gradcam' else _attention(model, x)
-    finally: model.train(was)
-
-def _gradcam(model, x):
-    from captum.attr import LayerGradCam   # slow to import
-    def gap(x): z = model(x).logits; return z[:,1]-z[:,0]
-    layer = model.fusion if hasattr(model, 'fusion') else model.net
-    with torch.enable_grad(): m = LayerGradCam(gap, layer).attribute(x, relu_attributions=True).detach()[:,0].cpu()
-    top = m.amax((1, 2), True)
-    return m/torch.where(top>0, top, 1)
-
-def _attention(model, x):
-    with torch.no_grad(): m = model(x).attention_map
-    if m is None: raise HffError(f"{model.config['name']} has no attention map: use heat='gradcam'")
-    return m[:,0].cpu()
+    return grad_cam(model, x) if heat=='gradcam' else rsa_map(model, x)
 
 # %% ../nbs/44a_overlays.ipynb #0cdecbc9
 def _frames(path, wanted)->Iterator:
