@@ -368,13 +368,14 @@ def band_auc(
     low:tuple=(.03, .06, .12, .25), # radii below which everything is kept, cycles per pixel
     high:tuple=(.03, .06, .12, .25), # radii above which everything is kept
     stream:str='both', # whose input is cut; rgb and hf: of a two-stream network
+    whole:bool=True, # also the whole picture
     draws:int=2000, # resamples
     seed:int=0, # of the draws
 )->pd.DataFrame: # stream, keep (all, low, high), radius, and the columns of `auc_rows`
     "AUC of a network when it is shown a part of the frequencies"
     if stream not in STREAMS: raise HffError(f"stream={stream!r}: choose from {', '.join(STREAMS)}")
     out = []
-    for keep, r in [('all', np.nan), *(('low', r) for r in low), *(('high', r) for r in high)]:
+    for keep, r in [*[('all', np.nan)][:whole], *(('low', r) for r in low), *(('high', r) for r in high)]:
         c = images if keep=='all' else cut(images, r, keep)
         z = logits(model, images if stream=='hf' else c, None if stream=='both' else c if stream=='hf' else images)
         out.append(auc_rows(faces, z, draws, seed).assign(stream=stream, keep=keep, radius=r))
@@ -420,7 +421,7 @@ def variant(
     images:Tensor, # (n, 3, H, W), grey levels
     name:str, # one of `VARIANTS`
     others:Tensor|None=None, # (n, 3, H, W), pictures of the strangers
-    radius:float=.0625, # between smooth and fine, cycles per pixel
+    radius:float=.06, # between smooth and fine, cycles per pixel
 )->Tensor: # (n, 3, H, W) float32, grey levels
     "The part of each picture that a variant leaves"
     if name not in VARIANTS: raise HffError(f"No variant {name!r}: choose from {', '.join(VARIANTS)}")
@@ -445,7 +446,7 @@ def cell_statistics(
 
 def colour_features(
     images:Tensor, # (n, 3, H, W), grey levels
-    radius:float=.0625, # of the low-pass, cycles per pixel
+    radius:float=.06, # of the low-pass, cycles per pixel
 )->np.ndarray: # (n, 96)
     "Statistics of the smoothed colours, cell by cell"
     return cell_statistics(cut(images, radius))
