@@ -146,9 +146,9 @@ def test_twins_show_one_person_at_the_nearest_frame():
 def test_noise_and_energy_by_region():
     m = np.zeros((3, 16, 16), np.uint8); m[:, 4:12, 4:12] = 255
     w, x = regions(m, 96), noisy(3, 96, 3.)
-    x[..., 32:64, 32:64] = (x[..., 32:64, 32:64]-128)*2+128
+    x[..., 24:72, 24:72] = (x[..., 24:72, 24:72]-128)*2+128
     n = region_noise(x, w)
-    assert n[:, 0]==pytest.approx(3, rel=.05) and n[:, 2]==pytest.approx(6, rel=.25)
+    assert n[:, 0]==pytest.approx(3, rel=.05) and n[:, 2]==pytest.approx(6, rel=.07)
     e = region_energy(x, w)
     assert e.shape==(3, 3, 3) and (e[:, 2]>e[:, 0]+.3).all()
     assert np.allclose(e[0, 0], np.log10((residuals(x[:1])[0].numpy()[:, w[0]==0]**2).mean(1)+1e-8))
@@ -267,8 +267,8 @@ def test_probes_see_their_own_half():
         v = f(x)
         assert v.shape==(36, 96)
         cells, draws = transfer(t[~learn], {'DF': fit_probe(t[learn], v[learn], 'DF').decision_function(v[~learn])}, draws=100)
-        assert cells.auc.eq(1).all()==best and set(cells.test)=={'DF', 'NT'} and draws.shape==(100,)
-        if best: assert (draws==1).all()
+        assert cells.auc.gt(.9).all()==best and set(cells.test)=={'DF', 'NT'} and draws.shape==(100,)
+        assert draws.mean()==pytest.approx(cells.auc[cells.test.eq('NT')].item(), abs=.05)      # NT is the method that was not learnt
     with pytest.raises(HffError, match='Training faces of FS'): fit_probe(t, colour_features(colour), 'FS')
 
 
