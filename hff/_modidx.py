@@ -1070,6 +1070,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'hff.robustness._jpeg': ('robustness.html#_jpeg', 'hff/robustness.py'),
                                 'hff.robustness._noise': ('robustness.html#_noise', 'hff/robustness.py'),
                                 'hff.robustness._one_clip': ('robustness.html#_one_clip', 'hff/robustness.py'),
+                                'hff.robustness._perturbed': ('robustness.html#_perturbed', 'hff/robustness.py'),
                                 'hff.robustness._pixelate': ('robustness.html#_pixelate', 'hff/robustness.py'),
                                 'hff.robustness._read': ('robustness.html#_read', 'hff/robustness.py'),
                                 'hff.robustness._saturation': ('robustness.html#_saturation', 'hff/robustness.py'),

@@ -205,16 +205,21 @@ def perturbed_faces(
 )->tuple: # the rows of `faces`, with status error where the clip could not be read; uint8 (conditions, rows with status ok, 3, size, size)
     "Faces cut from disturbed frames, real and forged alike"
     if faces.empty or faces.status.ne('ok').all(): raise HffError(f"None of {len(faces)} rows of the table has a face: choose rows with status ok")
+    t, x = _perturbed(manifest, where, faces, wanted, size, jobs, reference, reencode, kw)
+    if not x.shape[1]: raise HffError(f"None of the clips could be read, the first one for: {t.reason[t.status.eq('error')].iloc[0]}")
+    return t, x
+
+def _perturbed(manifest, where, faces, wanted, size, jobs=1, reference=256, reencode='none', kw={}):
+    "The same, also where not one clip can be read"
     for k, i in wanted: parameter(k, i)
-    faces = faces.reset_index(drop=True)
-    todo, rows = zip(*_jobs(manifest, where, faces, wanted, size, reference, reencode, kw))
+    faces, empty = faces.reset_index(drop=True), np.zeros((len(wanted), 0, size, size, 3), np.uint8)
+    todo, rows = zip(*_jobs(manifest, where, faces, wanted, size, reference, reencode, kw)) if faces.status.eq('ok').any() else ((), ())
     made, faces = pmap(_one_clip, list(todo), jobs, 'perturbed'), faces.copy()
     for r, m in zip(rows, made):
         if isinstance(m, str): faces.loc[r, ['status', 'reason']] = 'error', m
     good = [(r, m) for r, m in zip(rows, made) if not isinstance(m, str)]
-    if not good: raise HffError(f"None of {len(made)} clips could be read, the first one for: {made[0]}")
-    order = np.argsort(np.concatenate([r for r, _ in good]))
-    return faces, torch.from_numpy(np.concatenate([m for _, m in good], 1)[:, order]).permute(0, 1, 4, 2, 3)
+    order = np.argsort(np.concatenate([r for r, _ in good] or [np.zeros(0)]))                # the clips are grouped, the rows need not be
+    return faces, torch.from_numpy(np.concatenate([empty, *(m for _, m in good)], 1)[:, order]).permute(0, 1, 4, 2, 3)
 
 # %% ../nbs/43a_robustness.ipynb #c914d9f1
 KEYS = ['network', 'type', 'level']
@@ -228,16 +233,18 @@ def score_perturbed(
     jobs:int=1, # processes that make pictures
     batch_size:int=8, # pictures at once; small ones suit a processor, some hundreds a GPU
     clips:int=32, # clips in memory at a time
-    **kw, # `reference`, `reencode`, `density`, `upstream_quirks` of `perturbed_faces`
+    reference:int|None=256, # see `perturbed_faces`
+    reencode:str='none', # see `perturb_clip`
+    **kw, # `density` and `upstream_quirks` of `perturb`
 )->pd.DataFrame: # network, type, level and a score table
     "p(fake) of every frame under every disturbance"
     wanted, sizes = list(dict.fromkeys([CLEAN, *wanted])), {m.image_size for m in networks.values()}
     if len(sizes)!=1: raise HffError(f"Networks of one size of pictures are needed, got {sorted(sizes)}")
-    group, out = faces.groupby(VIDEO, sort=False, observed=True).ngroup(), []
     if faces.empty: raise HffError("The table of faces has no rows: there is nothing to score")
+    group, size, out = faces.groupby(VIDEO, sort=False, observed=True).ngroup(), *sizes, []
     with progress(total=int(group.max())+1, desc='robustness') as bar:
         for i in range(0, int(group.max())+1, clips):
-            t, x = perturbed_faces(manifest, where, faces[group.between(i, i+clips-1)], wanted, sizes.copy().pop(), jobs, **kw)
+            t, x = _perturbed(manifest, where, faces[group.between(i, i+clips-1)], wanted, size, jobs, reference, reencode, kw)
             out += [_scored(name, m, t, x, wanted, batch_size) for name, m in networks.items()]
             bar.update(min(clips, int(group.max())+1-i))
     return pd.concat(out, ignore_index=True).sort_values('network', key=lambda c: c.map(list(networks).index), kind='stable', ignore_index=True)

@@ -212,7 +212,7 @@ def test_lost_clips_keep_their_rows(data):
     no_face = data.faces.assign(status=['missing', *['ok']*7])
     t, x = perturbed_faces(data.manifest, data.root, no_face, [CLEAN], 64)
     assert len(t) == 8 and x.shape[1] == 7 and t.status[0] == 'missing'
-    with pytest.raises(HffError, match='None of 1 clips could be read'): perturbed_faces(gone, data.root, data.faces[2:4], [CLEAN], 64)
+    with pytest.raises(HffError, match='None of the clips could be read, the first one for: no file'): perturbed_faces(gone, data.root, data.faces[2:4], [CLEAN], 64)
     with pytest.raises(HffError, match='None of 0 rows'): perturbed_faces(gone, data.root, data.faces[:0], [CLEAN], 64)
     with pytest.raises(HffError, match='not in the manifest'): perturbed_faces(data.manifest[1:], data.root, data.faces, [CLEAN], 64)
     with pytest.raises(HffError, match='Unknown type'): perturbed_faces(data.manifest, data.root, data.faces, [('fog', 1)], 64)
@@ -247,6 +247,8 @@ def test_scores(data):
     assert by.is_monotonic_increasing and by[5] > by[0]
     assert (s.logit[s.network.eq('dark')].to_numpy() == s.logit[s.network.eq('again')].to_numpy())[s.status[s.network.eq('dark')].eq('ok')].all()
     check_alike(s)
+    alone = score_perturbed(dict(dark=Dark()), gone, data.root, data.faces, [('CC', 2)], clips=1)         # one of the parts has no clip that can be read
+    assert len(alone) == 16 and alone.status.eq('error').sum() == 4 and alone.score.notna().sum() == 12
     with pytest.raises(HffError, match='one size'): score_perturbed(dict(a=Dark(64), b=Dark(96)), data.manifest, data.root, data.faces, [CLEAN])
     with pytest.raises(HffError, match='no rows'): score_perturbed(dict(a=Dark()), data.manifest, data.root, data.faces[:0], [CLEAN])
 
