@@ -314,6 +314,24 @@ def test_a_paper_notebook_begins_with_the_same_parameters(book):
     assert any('open_results(' in ''.join(c['source']) for c in cells) and any(''.join(c['source']).startswith('## How to read') for c in cells if c['cell_type']=='markdown')
 
 
+LOOKS = sorted(p for p in (ROOT/'nbs/paper').glob('*.ipynb') if p.stem.startswith('figure') or p.stem in ('calibration', 'explanations', 'frequency', 'robustness'))
+
+
+@pytest.mark.parametrize('book', LOOKS, ids=lambda p: p.stem)
+def test_a_notebook_of_figures_has_the_same_parameters(book):
+    from hff.reproduce import NETWORK_BOOKS
+    cells = json.loads(book.read_text(encoding='utf-8'))['cells']
+    tagged = [''.join(c['source']) for c in cells if 'parameters' in c['metadata'].get('tags', [])]
+    assert len(tagged)==1 and ''.join(cells[0]['source']).startswith('# ')
+    known = {}
+    exec(tagged[0], known)
+    scores = '' if book.stem in (*NETWORK_BOOKS, 'figure5_network') else 'figures/mini/scores'
+    assert {k: v for k, v in known.items() if k not in ('__builtins__', 'seeds')}==dict(preset='mini', data_root='', cross={}, out_dir='', jobs=2, scores=scores)
+    assert known['seeds'][0]==0 and all('#' in line for line in tagged[0].splitlines())
+    source = '\n'.join(''.join(c['source']) for c in cells)
+    assert 'write_table(' in source and 'write_figure(' in source and 'assert ' in source and '## How to read' in source
+
+
 def test_there_is_a_notebook_for_every_table():
     names = {p.stem.split('_')[0] for p in BOOKS}
-    assert names=={*(f'table{i}' for i in range(1, 9)), 'reevaluations', 'summary'} and {t for t in EXPERIMENTS if t.startswith('table')}<=names
+    assert names=={*(f'table{i}' for i in range(1, 9)), 'reevaluations', 'summary'} and {p.stem.split('_')[0] for p in LOOKS}>={f'figure{i}' for i in range(1, 9)} and {t for t in EXPERIMENTS if t.startswith('table')}<=names
