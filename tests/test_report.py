@@ -309,7 +309,7 @@ def test_a_paper_notebook_begins_with_the_same_parameters(book):
     assert len(tagged)==1 and ''.join(cells[0]['source']).startswith('# ')
     known = {}
     exec(tagged[0], known)
-    assert {k: v for k, v in known.items() if k!='__builtins__'}==dict(preset='mini', seeds=[0], data_root='', cross={}, out_dir='', jobs=2, scores='figures/mini/scores')
+    assert {k: v for k, v in known.items() if k!='__builtins__'}==dict(preset='mini', seeds=[0, 1, 2], data_root='', cross={}, out_dir='', jobs=2, scores='figures/mini/scores')
     assert all('#' in line for line in tagged[0].splitlines())
     assert any('open_results(' in ''.join(c['source']) for c in cells) and any(''.join(c['source']).startswith('## How to read') for c in cells if c['cell_type']=='markdown')
 
