@@ -280,11 +280,11 @@ def draw_stages(
     "A row for each forgery: source, target, made face, blending weight, fitted face, result, change"
     names = ('source', 'target', 'stage one: a face', 'blending weight', 'stage two: fitted', 'result', 'change, 4×')
     if axs is None: axs = plt.subplots(len(forgeries), len(names), figsize=(1.45*len(names), 1.6*len(forgeries)+.3), squeeze=False, layout='constrained')[1]
-    for row, (name, f) in zip(axs, forgeries.items()):
+    for n, (row, (name, f)) in enumerate(zip(axs, forgeries.items())):
         ims = _around(f.stages)
         for ax, im, head in zip(row, ims, names):
             ax.imshow(im, cmap='gray'); ax.set(xticks=[], yticks=[]); ax.grid(visible=False)
-            if row is axs[0]: ax.set_title(head, size=8, weight='normal')
+            if n==0: ax.set_title(head, size=8, weight='normal')
         row[0].set_ylabel(name)
     if title: axs[0][0].figure.suptitle(title, x=.01, ha='left')
     return axs[0][0].figure
