@@ -228,7 +228,7 @@ def bootstrap_auc(
     seed:int=0, # of the draws
 )->np.ndarray: # (draws,) resampled AUC
     "AUC of resampled videos, stratified by label and method"
-    (real, r_strata), (fake, f_strata) = (_by_video(scores, pool)[y] for y in (0, 1))
+    (real, r_strata), (fake, f_strata) = _by_video(scores, pool).values()
     W, rng = win_matrix(fake, real), np.random.default_rng(seed)
     a, b = _weights(f_strata, draws, rng), _weights(r_strata, draws, rng)
     n, m = np.array([len(x) for x in fake]), np.array([len(x) for x in real])

@@ -21,7 +21,7 @@ import pandas as pd
 from .experiments import EXPERIMENTS, all_runs
 from .paths import HffError, atomic, cores, figures_dir, is_checkout, progress, read_json, root, runs_dir, write_json
 from .recipe import Recipe, load_preset, make_recipe
-from .results import PACKED, Results, gather, key_of, read_results, write_results
+from .results import PACKED, Results, belong_together, gather, join_results, key_of, read_results, seeds_of, write_results
 
 # %% ../nbs/61_reproduce.ipynb #4bba2deb
 class Data(NamedTuple):
@@ -174,7 +174,8 @@ def collect(
     for k, r in todo['runs'].items():
         folder = rr/make_recipe(**r['recipe']).name
         runs[k] = folder, [cross_file(folder, n, f) for n, f in r['cross'].items()]
-    r = gather(runs, dict(preset=Path(todo['preset']).stem, seeds=todo['seeds'], tables=todo['tables'], data=_counts(todo), machine=machine_facts()))
+    r = gather(runs, dict(preset=Path(todo['preset']).stem, seeds=todo['seeds'], tables=todo['tables'], seeds_of={t: todo['seeds'] for t in todo['tables']},
+                          data=_counts(todo), machine=machine_facts()))
     return add_runs(r, _trivial(todo))
 
 def _trivial(todo):
@@ -319,16 +320,24 @@ def pack(
     todo:dict, # from `make_plan`
     out_dir:Path|str, # tables and pictures go here, scores into its folder `scores`
     seconds:dict|None=None, # how long the parts took, for the page
-)->Path: # folder of packed scores
-    "Pack the results of a plan"
+)->tuple: # folder of packed scores; did they join others that lay there?
+    "Pack the results of a plan; those of other tables that lie there already stay, when they belong together"
     folder, r = Path(out_dir)/'scores', collect(todo)
     r.facts.update(samples=pack_samples(todo['faces'], folder), seconds=seconds or {})
-    return write_results(r, folder)
+    old = _packed(folder)
+    joins = old is not None and belong_together(old, r)
+    if old and not joins: print(f'hff: {folder} held the scores of other data, or of networks that came out otherwise: replaced')
+    return write_results(join_results(old, r) if joins else r, folder), joins
+
+def _packed(folder):
+    "What lies there already; None when there is nothing, or nothing whole"
+    try: return read_results(folder) if (folder/'facts.json').is_file() else None
+    except HffError: return None
 
 def run_notebooks(
     books:list, # paths
     preset:str, # size
-    seeds:tuple, # of the runs
+    seeds:tuple|dict, # of the runs; table -> seeds when they differ
     out_dir:Path, # tables and pictures
     jobs:int=2, # at a time
     data_root:str='', # a FaceForensics++ tree, for those that need more than scores
@@ -336,17 +345,23 @@ def run_notebooks(
 )->pd.DataFrame: # notebook, ok, seconds, error
     "Run paper notebooks on the packed scores of `out_dir`"
     from jupyter_core.utils import ensure_event_loop
-    os.environ['TQDM_DISABLE'] = '1'                         # for the kernels: no bars in stored outputs
-    params = dict(preset=str(preset), seeds=list(seeds), out_dir=str(out_dir), scores=str(Path(out_dir)/'scores'))
+    os.environ |= dict(TQDM_DISABLE='1', OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS', '1'))     # for the kernels: no bars in stored outputs, a core each
+    params = dict(preset=str(preset), out_dir=str(out_dir), scores=str(Path(out_dir)/'scores'))
     with ThreadPoolExecutor(jobs) as pool, progress(total=len(books), desc='notebooks') as bar:
         def one(b):
             further = dict(data_root=str(data_root), cross=cross or {}, jobs=1) if b.stem in NETWORK_BOOKS else {}
-            r = run_notebook(b, runs_root(preset)/'notebooks'/b.name, **params, **further)
+            r = run_notebook(b, runs_root(preset)/'notebooks'/b.name, seeds=_seeds(b, seeds), **params, **further)
             ensure_event_loop().close()                                           # the kernel's client leaves its loop to the thread
             bar.update(1); print('{notebook}: {0} in {seconds} s {error}'.format('done' if r['ok'] else 'FAILED', **r), flush=True)
             return r
         first, last = [b for b in books if b.stem!='summary'], [b for b in books if b.stem=='summary']   # it reads what the others wrote
         return pd.DataFrame([*pool.map(one, first), *pool.map(one, last)])
+
+def _seeds(book, seeds):
+    "The seeds that all tables behind a notebook were run with"
+    if not isinstance(seeds, dict): return list(seeds)
+    of = [set(seeds[t]) for t in tables_of([book]) if t in seeds] or [set().union(*seeds.values())]
+    return sorted(set.intersection(*of))
 
 def write_page(
     out_dir:Path|str, # tables, pictures and packed scores
@@ -389,15 +404,15 @@ def reproduce(
     out_dir, kept = writable(out or figures_dir()/Path(preset).stem), []
     if from_scores:
         facts = _adopt(from_scores, out_dir)
-        seeds = facts['seeds']
+        seeds = seeds_of(facts)
         if not only: books = [b for b in notebooks(('all',)) if set(tables_of([b])) <= set(facts['tables'])]
         kept = [b for b in books if b.stem in NETWORK_BOOKS and _adopt_files(b, Path(from_scores).resolve().parent, out_dir)]
         books = [b for b in books if b.stem not in NETWORK_BOOKS or b in kept]
-    else: _make_scores(preset, books, tuple(seeds), data_root, cross, jobs, out_dir)
+    elif _make_scores(preset, books, tuple(seeds), data_root, cross, jobs, out_dir): kept = _beside(books, out_dir)
     done = run_notebooks([b for b in books if b not in kept], preset, seeds, out_dir, jobs, data_root, cross)
-    if kept: print(f"Taken as they are, for they need the networks: {', '.join(_stem(b) for b in kept)}")
+    if kept: print(f"Taken as they are: {', '.join(_stem(b) for b in kept)}")
     done = pd.concat([done, pd.DataFrame([dict(notebook=b.stem, ok=True, seconds=0, error='') for b in kept])], ignore_index=True)
-    page = write_page(out_dir, done, books, preset)
+    page = write_page(out_dir, done, [b for b in notebooks(('all',)) if b in books or b in kept], preset)
     print(f'{page} shows all of it; {round(time.time()-start)} s in total')
     return done
 
@@ -418,8 +433,15 @@ def _adopt_files(book, folder, out_dir):
         with atomic(out_dir/p.name) as f: f.write_bytes(p.read_bytes())
     return bool(files)
 
+def _beside(books, out_dir):
+    "Other notebooks whose files lie in a folder, made from scores that are still there"
+    from hff.page import files_of
+    every, facts = [b for b in notebooks(('all',)) if b not in books], read_json(out_dir/'scores/facts.json')
+    mine = files_of(out_dir, [_stem(b) for b in every])
+    return [b for b in every if mine[_stem(b)] and set(tables_of([b])) <= set(facts['tables'])]
+
 def _make_scores(preset, books, seeds, data_root, cross, jobs, out_dir):
-    "Data, runs, packed scores"
+    "Data, runs, packed scores; did they join others that lay there?"
     import torch
     t = [time.time()]
     todo = make_plan(preset, tuple(b.stem for b in books), seeds, data_root, cross, jobs); t.append(time.time())
@@ -427,7 +449,7 @@ def _make_scores(preset, books, seeds, data_root, cross, jobs, out_dir):
     why = train_planned(todo, 1 if torch.cuda.is_available() else jobs); t.append(time.time())       # one training fills a GPU
     if why: print(f'hff: {why}')
     whole = {} if found else dict(zip(('data', 'training'), (round(b-a) for a, b in zip(t, t[1:]))))      # of work that was found done, no time is known
-    pack(todo, out_dir, whole)
+    return pack(todo, out_dir, whole)[1]
 
 # %% ../nbs/61_reproduce.ipynb #626a33da
 STEPS = ('plan', 'run', 'pack', 'notebook', 'page')

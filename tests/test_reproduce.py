@@ -78,6 +78,20 @@ def test_finished_work_is_found_again(twice):
     assert code==0 and '0 to train' in out
 
 
+def test_a_part_joins_the_rest(twice, tmp_path):
+    "Table 3 one day, Table 4 the next, into one folder: both are there, and come out again from the packed scores"
+    from hff.reproduce import differing
+    d, _ = twice[0]
+    for part in ('table3', 'table4'):
+        code, out, err = hff('reproduce', '--preset', 'smoke', '--only', part, '--out', tmp_path/'out', HFF_DATA=d/'data', HFF_RUNS=d/'runs')
+        assert code==0 and 'replaced' not in out, out+err[-2000:]
+    for n in ('table3.csv', 'table4.csv'): assert (tmp_path/'out'/n).read_bytes()==(d/'out'/n).read_bytes()
+    page = (tmp_path/'out/index.html').read_text()
+    assert 'id="table3"' in page and 'id="table4"' in page
+    code, out, err = hff('reproduce', '--preset', 'smoke', '--from-scores', tmp_path/'out/scores', '--out', tmp_path/'again', HFF_RUNS=tmp_path/'runs')
+    assert code==0 and differing(tmp_path/'out', tmp_path/'again')==[], out+err[-2000:]
+
+
 def test_from_scores_gives_the_same_bytes(twice, tmp_path):
     "Tables, pictures and page from the packed scores alone: nothing differs"
     from hff.reproduce import differing
