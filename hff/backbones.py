@@ -132,10 +132,13 @@ def classifier(
     return net
 
 def _download(name, **kw):
+    "From timm's publisher; a file whose name bears its digest is compared with it before it gets that name, so a broken download leaves nothing"
+    timm.models.set_pretrained_check_hash(True)
     try: return timm.create_model(name, pretrained=True, **kw)
     except Exception as e:
         raise HffError(f"ImageNet weights of {name} could not be fetched ({type(e).__name__}): go online, pass pretrained='/path/to/file.pth' "
             "(Xception: xception-b5690688.pth), or pretrained=False for a random start") from e
+    finally: timm.models.set_pretrained_check_hash(False)
 
 # %% ../nbs/12_backbones.ipynb #3ff2495f
 class Backbone(nn.Module):

@@ -9,7 +9,8 @@ __all__ = ['app', 'miniff', 'data', 'scores', 'Preset', 'Jobs', 'Data', 'Name', 
            'predict', 'scores_export', 'scores_import', 'scores_compare', 'bench', 'main']
 
 # %% ../nbs/62_cli.ipynb #196a7d36
-import os, sys, warnings
+import os, signal, sys, threading, warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -497,15 +498,24 @@ def _show_warning(message, category, filename, lineno, file=None, line=None):
     "Our own warnings as one line; those of other packages are for developers"
     if category is UserWarning and Path(filename).parent.name in ('hff', 'miniff'): _note(message)
 
+@contextmanager
+def _stoppable():
+    "A polite end from outside (SIGTERM: `kill`, SLURM, a shutdown) is an interruption like Ctrl-C: workers are ended, half-written files removed"
+    if threading.current_thread() is not threading.main_thread(): yield; return
+    def stop(*_): raise KeyboardInterrupt
+    was = signal.signal(signal.SIGTERM, stop)
+    try: yield
+    finally: signal.signal(signal.SIGTERM, was)
+
 def main(
     args:list|None=None, # words after `hff` (default: those of the shell)
-)->int: # exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted
+)->int: # exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C, SIGTERM)
     "Run the command line; a mistake is one line on standard error"
     warnings.showwarning = _show_warning
     words = sys.argv[1:] if args is None else args
     if '' in words: _note(f"argument {words.index('')+1} is empty: a name or a path is missing"); return 2
     try:
-        code = app(args=args, prog_name='hff', standalone_mode=False) or 0
+        with _stoppable(): code = app(args=args, prog_name='hff', standalone_mode=False) or 0
         if code==130: raise KeyboardInterrupt                                       # typer has swallowed it
         return code
     except HffError as e: print(f"hff: {e}", file=sys.stderr); return 1

@@ -8,7 +8,7 @@ __all__ = ['BOX', 'GEOMETRY', 'FACE_COLUMNS', 'Cropping', 'roots_of', 'clip_path
            'make_cropping', 'try_plugins', 'read_faces', 'face_counts']
 
 # %% ../nbs/23f_extraction.ipynb #10d5827b
-import hashlib, json, shutil, signal, sys
+import hashlib, json, os, shutil, signal, sys
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from .clips import list_frames, read_picture, sample
 from .faces import DETECTORS, LANDMARKERS, WorkerDied, choose_face, crop, place, plugin, pmap, to_crop
 from .manifest import IDENTITY, check_manifest, read_table
-from .paths import HffError, atomic, data_dir, locked, progress, read_json, write_json
+from .paths import HffError, atomic, data_dir, end_with, locked, progress, read_json, write_json
 from .recipe import from_settings
 from .video import BadVideo, iter_video
 
@@ -206,16 +206,21 @@ def mask_reader(
 # %% ../nbs/23f_extraction.ipynb #eb82cbf0
 def _extract_one(job):
     "Crops and part of one clip, unless it is done"
-    row, roots, out, c, compress = job
+    row, roots, out, c, compress, there = job
     part = _part(out, row)
     if part.is_file(): return
     busy = part.with_suffix('.busy')
+    if busy.is_file():                                                               # a process was killed over this clip
+        for p in (out/clip_key(row)).glob('.*.tmp*'): p.unlink(missing_ok=True)
     busy.parent.mkdir(parents=True, exist_ok=True); busy.touch()
     numbers, found = clip_faces(row, roots, c)
+    if there and found[0].get('reason')=='no file': raise _vanished(clip_path(row, roots))
     for i, f in zip(numbers, found):
         if f['status']=='ok': write_png(out/clip_key(row)/f'{i:04d}.png', f.pop('crop'), compress)
     _write_part(part, numbers, found)
     busy.unlink(missing_ok=True)
+
+def _vanished(path): return HffError(f"{path} has gone since the start: put it back and run again; what is done is kept")
 
 def _write_part(part, numbers, found):
     ok = [f for f in found if f['status']=='ok']
@@ -234,10 +239,10 @@ def write_png(
     _, data = cv2.imencode('.png', image[...,::-1], [cv2.IMWRITE_PNG_COMPRESSION, compress])
     with atomic(path) as tmp: tmp.write_bytes(data.tobytes())
 
-def _extract_rows(rows, roots, out, c, compress, jobs, bar):
+def _extract_rows(rows, roots, out, c, compress, jobs, bar, absent):
     "All rows, outliving workers that die"
     while True:
-        todo = [(r, roots, out, c, compress) for r in rows if not _part(out, r).is_file()]
+        todo = [(r, roots, out, c, compress, clip_key(r) not in absent) for r in rows if not _part(out, r).is_file()]
         try: pmap(_extract_one, todo, jobs, 'faces', bar); return
         except WorkerDied:
             suspects = [j for j in todo if not _part(out, j[0]).is_file() and _part(out, j[0]).with_suffix('.busy').is_file()]
@@ -246,12 +251,15 @@ def _extract_rows(rows, roots, out, c, compress, jobs, bar):
 
 def _alone(job):
     "One clip in a process of its own; when that dies, the clip is a row that says so"
-    p = get_context('fork' if sys.platform=='linux' else 'spawn').Process(target=_extract_one, args=(job,), daemon=True)
+    p = get_context('fork' if sys.platform=='linux' else 'spawn').Process(target=_lonely, args=(os.getpid(), job), daemon=True)
     p.start(); p.join()
     part = _part(job[2], job[0])
     if part.is_file(): return
+    if job[-1] and not os.path.exists(path := clip_path(job[0], job[1])): raise _vanished(path)
     why = signal.Signals(-p.exitcode).name if p.exitcode<0 else f'exit code {p.exitcode}'
     _write_part(part, [-1], [dict(status='error', reason=f'worker ended: {why}')])
+
+def _lonely(parent, job): end_with(parent); _extract_one(job)
 
 # %% ../nbs/23f_extraction.ipynb #a8098404
 def in_shard(
@@ -281,7 +289,7 @@ def extract_faces(
     _refuse_folder(out, roots)
     if (out/'faces.json').is_file() and (old := read_json(out/'faces.json')['id'])!=key:
         raise HffError(f"{out} holds the faces of other data or settings ({old}, not {key}): choose another folder or delete it")
-    if (out/'faces.parquet').is_file(): return out
+    if (out/'faces.parquet').is_file(): _clear(out); return out                       # a process may have been killed before it had cleared up
     with locked(out) if shard is None else nullcontext():
         return _extract(manifest, roots, out, c, key, jobs, compress, shard)
 
@@ -298,11 +306,12 @@ def _extract(manifest, roots, out, c, key, jobs, compress, shard):
     if shard is None:
         for p in out.glob('.*.tmp*'): p.unlink(missing_ok=True)                   # of a process that was killed
     write_json(dict(id=key, **asdict(c)), out/'faces.json')
+    absent = {clip_key(r) for rows in _slices(manifest) for r in rows if not os.path.exists(clip_path(r, roots))}
     bar = progress(total=len(manifest) if not shard else None, desc='faces')
     for rows in _slices(manifest):
         mine = [r for r in rows if shard is None or in_shard(r, shard)]
         bar.update(sum(_part(out, r).is_file() for r in mine))
-        _extract_rows(mine, roots, out, c, compress, jobs, bar)
+        _extract_rows(mine, roots, out, c, compress, jobs, bar, absent)
     bar.close()
     if shard is None: _assemble(manifest, out)
     return out
@@ -332,7 +341,7 @@ def _slices(m, n=20_000):
 def _assemble(manifest, out):
     "Join the parts in the order of the manifest, then remove them"
     (n, shape), writer = _size(manifest, out), None
-    with atomic(out/'landmarks.npy') as a, atomic(out/'faces.parquet') as b:
+    with atomic(out/'faces.parquet') as b, atomic(out/'landmarks.npy') as a:       # the table gets its name last: it says that all is there
         points = open(a, 'wb')
         np.lib.format.write_array_header_1_0(points, dict(descr='<f4', fortran_order=False, shape=(n, *shape)))
         try:
@@ -350,7 +359,9 @@ def _assemble(manifest, out):
         finally:
             points.close()
             if writer: writer.close()
-    shutil.rmtree(out/'parts', ignore_errors=True)
+    _clear(out)
+
+def _clear(out): shutil.rmtree(out/'parts', ignore_errors=True)
 
 def _size(manifest, out):
     "Rows of the table, and the shape of one frame's landmarks"

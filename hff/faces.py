@@ -8,7 +8,7 @@ __all__ = ['DETECTORS', 'LANDMARKERS', 'detect_faces', 'find_landmarks', 'detect
            'WorkerDied', 'pmap']
 
 # %% ../nbs/21_faces.ipynb #b65ca01c
-import contextlib, importlib, importlib.util, io, os, sys, threading, time, types, warnings
+import contextlib, importlib, importlib.util, io, os, signal, sys, types, warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -19,7 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .paths import HffError, asset, progress
+from .paths import HffError, asset, end_with, progress
 
 # %% ../nbs/21_faces.ipynb #212ae9a1
 @cache
@@ -272,7 +272,11 @@ def pmap(
             todo = {pool.submit(f, x):i for i, x in enumerate(items)}
             try:
                 for t in as_completed(todo): out[todo[t]] = t.result(); bar.update()
-            except BaseException: pool.shutdown(wait=False, cancel_futures=True); raise
+            except BaseException as e:
+                workers = list((pool._processes or {}).values())
+                pool.shutdown(wait=False, cancel_futures=True)
+                if not isinstance(e, Exception): [w.kill() for w in workers]      # interrupted: don't wait for what they are at
+                raise
         return out
     except BrokenProcessPool as e: raise WorkerDied(f"A worker process was ended from outside ({desc or 'no name'}), perhaps for want of memory: use fewer jobs") from e
     finally:
@@ -280,10 +284,8 @@ def pmap(
         if own: bar.close()
 
 def _worker(parent):
-    "One thread each; end when the parent is gone"
+    "One thread each; end when told to, and when the parent is gone"
+    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_DFL)    # a fork has its parent's handlers
+    end_with(parent)
     if sys.platform!='linux': cv2.setNumThreads(1)
     if torch := sys.modules.get('torch'): torch.set_num_threads(1)
-    def watch():
-        while os.getppid()==parent: time.sleep(.5)
-        os._exit(1)
-    threading.Thread(target=watch, daemon=True).start()

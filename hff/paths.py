@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['HffError', 'root', 'is_checkout', 'data_dir', 'runs_dir', 'figures_dir', 'asset', 'atomic', 'write_json', 'read_json',
-           'locked', 'sha256', 'cores', 'progress']
+           'locked', 'end_with', 'sha256', 'cores', 'progress']
 
 # %% ../nbs/00_paths.ipynb #f31e36e5
-import hashlib, json, os, shutil
+import ctypes, hashlib, json, os, shutil, signal, sys, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -101,16 +101,29 @@ def read_json(
 def locked(
     folder:Path, # made when it is not there; holds the file `.lock` from then on
     other:str='folder', # what to choose instead, for the message
+    beside:bool=False, # the lock lies beside the folder, which then holds nothing but results
 ):
     "Hold a folder for this process"
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise HffError(f"Cannot make {folder}: {e.strerror}; choose another {other}") from e
-    lock = FileLock(folder/'.lock')
+    lock = FileLock(folder.parent/f'.{folder.name}.lock' if beside else folder/'.lock')
     try: lock.acquire(timeout=0)
     except Timeout as e: raise HffError(f"{folder} is in use by another process: wait for it, or stop it, then try again") from e
     except OSError as e: raise HffError(f"Cannot write in {folder}: {e.strerror}; choose another {other}") from e
     try: yield
     finally: lock.release()
+
+# %% ../nbs/00_paths.ipynb #6ec8373e
+def end_with(
+    parent:int, # process id of the parent, told by itself: it may be gone before the worker asks
+):
+    "End this process, whatever it is doing, when its parent is gone"
+    if sys.platform=='linux': ctypes.CDLL(None).prctl(1, signal.SIGKILL)          # 1: PR_SET_PDEATHSIG
+    def watch():
+        while os.getppid()==parent: time.sleep(.5)
+        os._exit(1)
+    if os.getppid()!=parent: os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
 
 # %% ../nbs/00_paths.ipynb #23c0fea0
 def sha256(

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from .experiments import EXPERIMENTS, all_runs
-from .paths import HffError, atomic, cores, figures_dir, is_checkout, progress, read_json, root, runs_dir, write_json
+from .paths import HffError, atomic, cores, figures_dir, is_checkout, locked, progress, read_json, root, runs_dir, write_json
 from .recipe import Recipe, load_preset, make_recipe
 from .results import PACKED, Results, belong_together, gather, join_results, key_of, read_results, seeds_of, write_results
 
@@ -217,15 +217,17 @@ def run_notebook(
 )->dict: # notebook, ok, seconds, error
     "Run a notebook through papermill; a failure is reported, not raised, and its partial copy is kept"
     import papermill as pm
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
-    known, start = set(pm.inspect_notebook(str(book))), time.time()
+    known, start = set(pm.inspect_notebook(str(book))), time.perf_counter()
     if bad := set(params)-known: raise HffError(f"{Path(book).name}: {', '.join(sorted(bad))} are not parameters; it knows {', '.join(sorted(known))}")
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     error = ''
     try: pm.execute_notebook(str(book), str(out), params, kernel_name='python3', progress_bar=False,
                              cwd=str(Path(book).parent), extra_arguments=['--IPKernelApp.log_level=50'])   # no warning about a local port
     except PapermillExecutionError as e: error = f'{e.ename}: {e.evalue}'.split('\n')[0]
-    return dict(notebook=Path(book).stem, ok=not error, seconds=round(time.time()-start), error=error)
+    except (DeadKernelError, OSError) as e: error = f'{type(e).__name__}: {e}'.split('\n')[0]         # the kernel was ended from outside; the copy can't be written
+    return dict(notebook=Path(book).stem, ok=not error, seconds=round(time.perf_counter()-start), error=error)
 
 # %% ../nbs/61_reproduce.ipynb #0ff4aa5b
 def open_results(
@@ -355,7 +357,16 @@ def run_notebooks(
             bar.update(1); print('{notebook}: {0} in {seconds} s {error}'.format('done' if r['ok'] else 'FAILED', **r), flush=True)
             return r
         first, last = [b for b in books if b.stem!='summary'], [b for b in books if b.stem=='summary']   # it reads what the others wrote
-        return pd.DataFrame([*pool.map(one, first), *pool.map(one, last)])
+        try: return pd.DataFrame([*pool.map(one, first), *pool.map(one, last)])
+        except BaseException: pool.shutdown(wait=False, cancel_futures=True); _end_kernels(); raise        # interrupted: don't wait for what is running
+
+def _end_kernels():
+    "Kernels are in a session of their own, where no Ctrl-C of a terminal reaches them"
+    import psutil                                                                  # ipykernel has it
+    for p in psutil.Process().children():
+        try:
+            if 'ipykernel_launcher' in p.cmdline(): p.kill()
+        except psutil.Error: pass                                                  # gone already
 
 def _seeds(book, seeds):
     "The seeds that all tables behind a notebook were run with"
@@ -386,7 +397,7 @@ def writable(
     "A folder that can be written in: it fails now, not in an hour"
     folder = Path(folder).resolve()
     with atomic(folder/'.writable') as f: f.touch()
-    (folder/'.writable').unlink()
+    (folder/'.writable').unlink(missing_ok=True)
     return folder
 
 def reproduce(
@@ -400,8 +411,17 @@ def reproduce(
     from_scores:str|Path='', # packed scores: make tables and pictures from them alone
 )->pd.DataFrame: # notebook, ok, seconds, error
     "Regenerate tables and pictures; a failed run or notebook is reported and the rest goes on"
-    books, jobs, start = notebooks(tuple(only)), jobs or cores(), time.time()
-    out_dir, kept = writable(out or figures_dir()/Path(preset).stem), []
+    books, jobs, start = notebooks(tuple(only)), jobs or cores(), time.perf_counter()
+    load_preset(preset)                                        # a wrong name fails before any folder is made
+    out_dir = writable(out or figures_dir()/Path(preset).stem)
+    with locked(out_dir, 'folder with --out', beside=True), locked(runs_root(preset), 'folder with HFF_RUNS'):
+        done = _reproduce(books, preset, seeds, data_root, cross, out_dir, jobs, from_scores, only)
+    print(f"{out_dir/'index.html'} shows all of it; {round(time.perf_counter()-start)} s in total")
+    return done
+
+def _reproduce(books, preset, seeds, data_root, cross, out_dir, jobs, from_scores, only):
+    "The work itself, in folders that no other reproduction has"
+    kept = []
     if from_scores:
         facts = _adopt(from_scores, out_dir)
         seeds = seeds_of(facts)
@@ -412,8 +432,7 @@ def reproduce(
     done = run_notebooks([b for b in books if b not in kept], preset, seeds, out_dir, jobs, data_root, cross)
     if kept: print(f"Taken as they are: {', '.join(_stem(b) for b in kept)}")
     done = pd.concat([done, pd.DataFrame([dict(notebook=b.stem, ok=True, seconds=0, error='') for b in kept])], ignore_index=True)
-    page = write_page(out_dir, done, [b for b in notebooks(('all',)) if b in books or b in kept], preset)
-    print(f'{page} shows all of it; {round(time.time()-start)} s in total')
+    write_page(out_dir, done, [b for b in notebooks(('all',)) if b in books or b in kept], preset)
     return done
 
 def _adopt(folder, out_dir):
@@ -443,10 +462,10 @@ def _beside(books, out_dir):
 def _make_scores(preset, books, seeds, data_root, cross, jobs, out_dir):
     "Data, runs, packed scores; did they join others that lay there?"
     import torch
-    t = [time.time()]
-    todo = make_plan(preset, tuple(b.stem for b in books), seeds, data_root, cross, jobs); t.append(time.time())
+    t = [time.perf_counter()]
+    todo = make_plan(preset, tuple(b.stem for b in books), seeds, data_root, cross, jobs); t.append(time.perf_counter())
     found = set(finished_runs(preset)) & set(todo['runs'])
-    why = train_planned(todo, 1 if torch.cuda.is_available() else jobs); t.append(time.time())       # one training fills a GPU
+    why = train_planned(todo, 1 if torch.cuda.is_available() else jobs); t.append(time.perf_counter())       # one training fills a GPU
     if why: print(f'hff: {why}')
     whole = {} if found else dict(zip(('data', 'training'), (round(b-a) for a, b in zip(t, t[1:]))))      # of work that was found done, no time is known
     return pack(todo, out_dir, whole)[1]

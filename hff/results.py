@@ -48,6 +48,15 @@ def _full(t):
     return t.assign(score=expit(z), logit=z)[['run', *SCORE_COLUMNS]]
 
 # %% ../nbs/59_results.ipynb #88c0498d
+def _check_whole(done, log, recipe):
+    "Is the log that of this finished run?"
+    epochs, kept = recipe.get('epochs', 0), done['kept']
+    if log.epoch.tolist()!=list(range(1, epochs+1)): odd = f'log.csv has {len(log)} rows for {epochs} epochs'
+    elif bad := [k for k, v in kept.items() if k in log and not np.isclose(log[k][kept['epoch']-1], v, rtol=1e-4, equal_nan=True)]:
+        odd = f"log.csv and done.json differ in {bad[0]} of epoch {kept['epoch']}"
+    else: return
+    raise HffError(f"{odd}: is the run folder put together from two copies? Delete it, and the run is trained again")
+
 def _one_run(folder, others):
     "What is packed of one run: a line about it, and its tables of scores, validation scores and log"
     about = dict(state='failed', epoch=None, seconds=None, error='not trained', recipe='{}')
@@ -57,6 +66,7 @@ def _one_run(folder, others):
         if not (folder/'done.json').is_file(): return about, ([], [], [])
         done, val = read_json(folder/'done.json'), folder/'val_scores.parquet'
         tables = [read_scores(f) for f in [folder/'scores.parquet', *others] if Path(f).is_file()], [read_scores(val)] if val.is_file() else [], [pd.read_csv(folder/'log.csv')]
+        _check_whole(done, tables[2][0], json.loads(about['recipe']))
         return about | dict(state='finished', epoch=done['kept'].get('epoch'), seconds=done['seconds'], error=''), tables
     except (HffError, OSError, ValueError, KeyError) as e: return about | dict(error=str(e).replace(str(folder), folder.name)), ([], [], [])
 

@@ -25,7 +25,7 @@ from .extract import GEOMETRY, read_faces
 from .losses import make_loss, map_loss
 from .manifest import read_table, select
 from .metrics import frame_auc, video_auc
-from .paths import HffError, atomic, locked, progress, read_json, write_json
+from .paths import HffError, atomic, end_with, locked, progress, read_json, write_json
 from .recipe import Recipe, load_recipe, make_recipe
 from .scores import score_faces, write_scores
 
@@ -219,14 +219,14 @@ def is_better(
 class _Meter:
     "Counts the work of a run, in a bar, in a callback and in `progress.json`"
     def __init__(self, run, total, done, show, every=.5):
-        self.run, self.total, self.done, self.every, self.then = run, total, done, every, time.time()
+        self.run, self.total, self.done, self.every, self.then = run, total, done, every, time.perf_counter()
         self.bar = progress(total=total, initial=done, desc=run.name, bar_format='{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}') if show else None
         self.write()
     def __call__(self, n):
         self.done += n
         if self.bar is not None: self.bar.update(n)
-        if time.time()-self.then>self.every: self.write()
-    def write(self): self.then = time.time(); write_json(dict(done=self.done, total=self.total), self.run/'progress.json')
+        if time.perf_counter()-self.then>self.every: self.write()
+    def write(self): self.then = time.perf_counter(); write_json(dict(done=self.done, total=self.total), self.run/'progress.json')
     def close(self):
         if self.bar is not None: self.bar.close()
 
@@ -298,6 +298,15 @@ def _score(
         parts = [s.assign(_at=range(rank, len(table), world))]
     return pd.concat(gather_object(parts)).sort_values('_at').drop(columns='_at').reset_index(drop=True)
 
+def _lost(scores, rows):
+    "Crops that were there when the faces were cut out, and now can't be read"
+    return rows.crop[rows.status.eq('ok').to_numpy() & scores.status.ne('ok').to_numpy()].tolist()
+
+def _all_scored(scores, lost, faces):
+    "The scores, unless crops were lost: that is an accident, and no face that was never found"
+    if lost: raise HffError(f"{faces}: {len(lost)} crops are gone or unreadable, first {lost[0]}: put them back, or extract the faces again; what is trained is kept")
+    return scores
+
 # %% ../nbs/40_trainer.ipynb #8df1449c
 def averaged_model(
     model, # in training
@@ -361,7 +370,7 @@ def _check_disk(run, epoch, accelerator):
 class _Run:
     "One run in its locked folder; the methods are called in the order in which they stand"
     def __init__(self, recipe, faces, run, show, accelerator):
-        self.recipe, self.faces, self.run, self.accelerator, self.start = recipe, faces, run, accelerator, time.time()
+        self.recipe, self.faces, self.run, self.accelerator, self.start = recipe, faces, run, accelerator, time.perf_counter()
         self.main, self.epoch, self.log, self.best = accelerator.is_main_process, 0, [], {}
         self.parts, self.data = _open(recipe, faces)
         model = _synced(build_model(recipe).to(memory_format=torch.channels_last), accelerator)
@@ -379,11 +388,13 @@ class _Run:
         work = 3*sum(map(len, batches_of(recipe, self.data.labels, 0))) + len(self.parts['val']) + (0 if self.watched is None else len(self.watched))   # a training step costs three scored crops
         self.meter = _Meter(run, recipe.epochs*work + len(self.parts['test']), self.epoch*work, show) if self.main else lambda n: None
 
-    def scores(self, rows): return _score(self.model, rows, self.faces, self.recipe, self.accelerator, self.meter)
+    def scores(self, rows):
+        s = _score(self.model, rows, self.faces, self.recipe, self.accelerator, self.meter)
+        return _all_scored(s, _lost(s, rows), self.faces)
 
     def one_epoch(self):
         "Train, validate, keep"
-        t = time.time()
+        t = time.perf_counter()
         self.data.epoch = self.epoch
         loss = train_epoch(self.net, self.optimizer, self.data, self.recipe, self.epoch, self.accelerator, step=lambda n: self.meter(3*n),
                            after=self.averaged and (lambda: self.averaged.update_parameters(self.trained)))
@@ -394,7 +405,7 @@ class _Run:
         seen = validate(scores, self.recipe) if judged else {}
         test = watched_aucs(self.scores(self.watched)) if self.watched is not None else {}
         self.epoch += 1
-        self.log.append(dict(epoch=self.epoch, train_loss=loss, **seen, **test, lr=self.optimizer.param_groups[0]['lr'], seconds=round(time.time()-t, 1)))
+        self.log.append(dict(epoch=self.epoch, train_loss=loss, **seen, **test, lr=self.optimizer.param_groups[0]['lr'], seconds=round(time.perf_counter()-t, 1)))
         better = is_better(seen, self.best, self.recipe.select)
         if better: self.best = dict(epoch=self.epoch, **seen)
         if self.main: self.write(scores if better else None, better)
@@ -426,9 +437,13 @@ class _Run:
         from hff import __version__
         write_scores(scores, self.run/'scores.parquet')
         a, versions = self.accelerator, dict(hff=__version__, torch=torch.__version__, timm=timm.__version__, python=platform.python_version())
-        write_json(dict(name=self.recipe.name, kept=self.best, seconds=round(time.time()-self.start, 1), device=str(a.device), processes=a.num_processes,
+        write_json(dict(name=self.recipe.name, kept=self.best, seconds=round(time.perf_counter()-self.start, 1), device=str(a.device), processes=a.num_processes,
                         precision=a.mixed_precision, versions=versions), self.run/'done.json')
-        for name in ('state.pt', 'progress.json', 'error.txt'): (self.run/name).unlink(missing_ok=True)
+        _clear(self.run)
+
+def _clear(run):
+    "Remove what only an unfinished run needs; a process may have been killed before it came to that"
+    for name in ('state.pt', 'progress.json', 'error.txt'): (run/name).unlink(missing_ok=True)
 
 # %% ../nbs/40_trainer.ipynb #39e92453
 def train(
@@ -440,7 +455,7 @@ def train(
 )->Path: # run folder, finished
     "Train and score one recipe; a finished run is returned at once, an unfinished one goes on where it stopped"
     run = Path(run_root)/recipe.name
-    if _alone() and (run/'done.json').is_file(): return run
+    if _alone() and (run/'done.json').is_file(): _clear(run); return run
     accelerator = _accelerator(timeout)
     with _held(run, accelerator) as finished, steady():
         if finished: return run
@@ -459,7 +474,7 @@ def score_checkpoint(
     split:str='test', # which rows: test, val, train, or all
     frames:int|None=None, # at most so many of each video (default: all that were cut out)
     show:bool=True, # a progress bar
-)->pd.DataFrame: # score table, one row per frame; `attrs['differs']` says which crop settings are not those of training
+)->pd.DataFrame: # score table, one row per frame; `attrs['differs']` says which crop settings are not those of training, `attrs['lost']` which crops can't be read
     "p(fake) of the faces of another data set"
     from hff.checkpoints import load_checkpoint
     path, faces = Path(checkpoint), Path(faces)
@@ -472,7 +487,7 @@ def score_checkpoint(
     bar = progress(total=len(t), desc='scores') if show else None
     was = model.report.cropping or {}
     s = score_faces(model, t, faces, workers=decoders(4), step=bar and bar.update)
-    s.attrs['differs'] = [f'{k}: {made[k]} here, {v} in training' for k, v in was.items() if k in made and made[k]!=v]
+    s.attrs['lost'], s.attrs['differs'] = _lost(s, t), [f'{k}: {made[k]} here, {v} in training' for k, v in was.items() if k in made and made[k]!=v]
     if bar is not None: bar.close()
     return s
 
@@ -494,7 +509,8 @@ def score_cross(
     frames = load_recipe(run/'recipe.json').frames
     for name, faces in cross.items():
         if not (f := cross_file(run, name, faces)).is_file():
-            with steady(): write_scores(score_checkpoint(run, faces, frames=frames, show=show), f)
+            with steady(): s = score_checkpoint(run, faces, frames=frames, show=show)
+            write_scores(_all_scored(s, s.attrs['lost'], faces), f)
 
 def is_finished(
     run:Path, # run folder
@@ -506,7 +522,8 @@ def is_finished(
 # %% ../nbs/40_trainer.ipynb #b33a7670
 def _job():
     "What a worker does: some runs one after the other; its arguments come as a JSON text"
-    run_root, todo = json.loads(sys.argv[1])
+    parent, run_root, todo = json.loads(sys.argv[1])
+    end_with(parent)
     bad = [r for r in todo if not _try(make_recipe(**r[0]), r[1], run_root, r[2])]
     sys.exit(bool(bad))
 
@@ -531,7 +548,7 @@ def _launch(
     for r, *_ in todo:
         try: (run_root/r.name).mkdir(parents=True, exist_ok=True); (run_root/r.name/'error.txt').unlink(missing_ok=True)
         except OSError as e: raise HffError(f"Cannot write in the run folder {run_root/r.name}: {e.strerror}; choose another run root") from e
-    job = json.dumps([str(run_root), [[asdict(r), str(f), c] for r, f, c in todo]])
+    job = json.dumps([os.getpid(), str(run_root), [[asdict(r), str(f), c] for r, f, c in todo]])
     try: err = open(run_root/todo[0][0].name/'stderr.txt', 'w')
     except OSError as e: raise HffError(f"Cannot write in the run folder {run_root/todo[0][0].name}: {e.strerror}; choose another run root") from e
     with err: return subprocess.Popen([sys.executable, '-c', 'from hff.trainer import _job; _job()', job], env=env, stdin=subprocess.DEVNULL, stdout=err, stderr=err)
