@@ -142,14 +142,15 @@ def join_results(
     "Results of two plans as if they had been one"
     failed_now = new.runs.state.ne('finished') & new.runs.run.isin(old.runs.run[old.runs.state.eq('finished')])
     new = new._replace(runs=new.runs[~failed_now])
-    fresh = old.scores.set_index(['run', 'dataset']).index.isin(new.scores.set_index(['run', 'dataset']).index)
+    part = ['run', 'dataset', 'quality']
+    fresh = old.scores.set_index(part).index.isin(new.scores.set_index(part).index)
     rest = lambda a, b: pd.concat([a[~a.run.isin(b.run)], b], ignore_index=True)
     order = pd.Series(range(len(old.runs)), old.runs.run)
     runs = rest(old.runs, new.runs).sort_values('run', key=lambda s: s.map(order).fillna(len(order)), kind='stable', ignore_index=True)
     f, g = old.facts, new.facts
     union = lambda a, b, k: list({k(x): x for x in [*a, *b]}.values())
     facts = g | dict(seeds=sorted({*f['seeds'], *g['seeds']}), tables=union(f['tables'], g['tables'], str), data=union(f['data'], g['data'], lambda d: tuple(d[k] for k in ('crops', 'dataset', 'method', 'quality', 'split'))),
-        samples=union(f.get('samples', []), g.get('samples', []), lambda s: s['file']), seeds_of=seeds_of(f) | seeds_of(g),
+        samples=union(f.get('samples', []), g.get('samples', []), lambda s: s['file']), seeds_of={t: sorted({*seeds_of(f).get(t, []), *seeds_of(g).get(t, [])}) for t in {**seeds_of(f), **seeds_of(g)}},
         machine={k: v if f['machine'].get(k, v)==v else f"{f['machine'][k]}; {v}" for k, v in g['machine'].items()})
     scores = _full(_lean(pd.concat([old.scores[~fresh], new.scores], ignore_index=True)))
     return Results(runs, scores, _full(_lean(rest(old.val, new.val))), rest(old.logs, new.logs), facts)
