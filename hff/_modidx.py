@@ -208,6 +208,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                          'hff.cli.scores_compare': ('cli.html#scores_compare', 'hff/cli.py'),
                          'hff.cli.scores_export': ('cli.html#scores_export', 'hff/cli.py'),
                          'hff.cli.scores_import': ('cli.html#scores_import', 'hff/cli.py'),
+                         'hff.cli.share': ('cli.html#share', 'hff/cli.py'),
                          'hff.cli.train': ('cli.html#train', 'hff/cli.py')},
             'hff.clips': { 'hff.clips._deep': ('clips.html#_deep', 'hff/clips.py'),
                            'hff.clips._env': ('clips.html#_env', 'hff/clips.py'),

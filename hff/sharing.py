@@ -54,7 +54,7 @@ def _name(r): return ' '.join(filter(None, (r.dataset, r.quality, r.method)))
 
 def _metrics(results):
     "Results in the Hub's terms"
-    row = lambda r, level: EvalResult(task_type='image-classification', dataset_type=r.dataset or 'unnamed', dataset_name=_name(r), metric_type='roc_auc', metric_name=f'{level} AUC',
+    row = lambda r, level: EvalResult(task_type='image-classification', dataset_type=r.dataset or 'unnamed', dataset_name=_name(r), dataset_config=f'{r.quality} {r.method}'.strip(), dataset_split='test', metric_type='roc_auc', metric_name=f'{level} AUC',
         metric_value=round(getattr(r, f'{level}_auc'), 4), metric_args=dict(interval_95=[round(getattr(r, f'{level}_{k}'), 4) for k in ('lo', 'hi')], videos=r.n_videos))
     return [row(r, level) for r in results.itertuples() for level in ('frame', 'video')] or None
 
