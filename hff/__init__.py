@@ -2,7 +2,8 @@
 __version__ = "0.1.0"
 from importlib import import_module
 
-_lazy = dict(create_model='models', load_checkpoint='checkpoints', save_checkpoint='checkpoints', predict='inference', HffError='paths')
+_lazy = dict(create_model='models', load_checkpoint='checkpoints', save_checkpoint='checkpoints', predict='inference', HffError='paths',
+             Detector='sharing')
 
 
 def __getattr__(name):

@@ -105,6 +105,8 @@ def cropping_of(
     "How faces are cut out for a network"
     own = {k: v for k, v in (_report(model).cropping or {}).items() if k in GEOMETRY}
     given = {k: v for k, v in given.items() if v is not None}
+    for k in ('detector', 'landmarks'):                            # a checkpoint may not choose which code runs here
+        if ':' in str(own.get(k, '')) and k not in given: raise HffError(f"the network's faces were found by {own[k]}, which is not part of hff: if you trust that code, say so with {k}={own[k]!r}")
     where = {k: 'caller' if k in given else 'checkpoint' if k in own else 'default' for k in GEOMETRY}
     return make_cropping(frames=frames, size=model.image_size, **own|given), where
 
