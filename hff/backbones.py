@@ -8,12 +8,14 @@ __all__ = ['timm', 'PARTS', 'TESTED', 'XCEPTION_CUT', 'PACKAGED', 'import_timm',
 
 # %% ../nbs/12_backbones.ipynb #a5c56e00
 import importlib.util, pickle, sys, warnings
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import nn, Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .paths import HffError
 
@@ -141,6 +143,15 @@ def _download(name, **kw):
     finally: timm.models.set_pretrained_check_hash(False)
 
 # %% ../nbs/12_backbones.ipynb #3ff2495f
+@contextmanager
+def _unrecorded(net):
+    "Batch norm as in training, without a trace in its running statistics"
+    norms = [(m, m.momentum, m.num_batches_tracked) for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for m, *_ in norms: m.momentum, m.num_batches_tracked = 0., None
+    try: yield
+    finally:
+        for m, momentum, n in norms: m.momentum, m.num_batches_tracked = momentum, n
+
 class Backbone(nn.Module):
     "A timm network without its head, run in the six steps of `PARTS`"
     def __init__(self,
@@ -155,12 +166,19 @@ class Backbone(nn.Module):
         self.net.reset_classifier(0)
         self.channels = self.net.num_features
         self.rescale = image_input and (tuple(cfg['mean']), tuple(cfg['std'])) != ((.5,)*3, (.5,)*3)
+        self.recompute = False   # keep only what lies between blocks, and compute the rest again for the gradient
         for k in ('mean', 'std'): self.register_buffer(k, torch.tensor(cfg[k]).view(3, 1, 1), persistent=False)
 
     def part(self, i, x):
         "Output of part `i` (0..5) for its input `x`"
         if i==0 and self.rescale: x = (x*.5 + .5 - self.mean)/self.std
-        for name in self.cut[i]: x = self.net.get_submodule(name)(x)
+        if not (self.recompute and self.training and torch.is_grad_enabled()): return self._run(self.cut[i], x)
+        for names in ([n] for n in self.cut[i]) if 2<=i<=4 else [self.cut[i]]:
+            x = checkpoint(self._run, names, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _unrecorded(self.net)))
+        return x
+
+    def _run(self, names, x):
+        for name in names: x = self.net.get_submodule(name)(x)
         return x
 
     def forward(self, x):

@@ -204,7 +204,7 @@ def save_checkpoint(
     "Write `model` and its configuration, whole or not at all"
     path, model = Path(path), getattr(model, 'module', model)
     if not hasattr(model, 'config'): raise HffError(f"this {type(model).__name__} has no `config`: only models from create_model can be saved")
-    recipe = dataclasses.asdict(recipe) if dataclasses.is_dataclass(recipe) else recipe
+    recipe = recipe.settings if dataclasses.is_dataclass(recipe) else recipe
     return _write(model.state_dict(), path, dict(config=model.config, recipe=recipe, trained_on=trained_on, cropping=cropping))
 
 def _write(sd, path, meta):

@@ -23,7 +23,9 @@ MODELS = (*ABLATION, 'xray', 'bayar', 'srmnet', 'f3net', 'ffd')   # and what the
 FAKES = ('data', 'blended', 'data+blended', 'self_blended', 'warped')   # where training fakes come from, see `hff.blends`
 AUGMENT = ('flip', 'shift', 'colour', 'blur', 'noise', 'jpeg')         # see `hff.datasets.augment`
 _choices = dict(model=MODELS, fakes=FAKES, quality=('raw', 'c23', 'c40', ''), optimizer=('adam', 'adamw'), schedule=('one_cycle', 'constant'),
-                loss=('am_softmax', 'cross_entropy'), select=('val_video_auc', 'last'), fidelity=('author', 'deepfakebench', 'paper'))
+                loss=('am_softmax', 'cross_entropy'), select=('val_video_auc', 'last'), precision=('float32', 'bfloat16', 'auto'), fidelity=('author', 'deepfakebench', 'paper'))
+
+_later = ('precision', 'accumulate', 'checkpoint')   # saved only where they are not as below: files of earlier versions stay as they are
 
 @dataclass(frozen=True)
 class Recipe:
@@ -58,6 +60,9 @@ class Recipe:
     data:str = ''                         # content id of the data set
     crop:dict = field(default_factory=dict)   # how its faces were cut out, see `hff.extract`
     seed:int = 0
+    precision:str = 'float32'             # of training steps: float32, bfloat16, or auto: whichever some timed steps find faster
+    accumulate:int = 1                    # parts in which a batch goes through the network, each with its own batch norm: less memory
+    checkpoint:bool = False               # forget activations and compute them again for the gradient: less memory, same numbers
 
     def __post_init__(self):
         for k in ('train_methods', 'augment'): object.__setattr__(self, k, tuple(getattr(self, k)))
@@ -65,6 +70,9 @@ class Recipe:
 
     @property
     def changed(self): return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name)!=_default(f)}   # what is not as above
+
+    @property
+    def settings(self): return {k: v for k, v in asdict(self).items() if k not in _later or k in self.changed}   # as it is saved
 
     @property
     def hash(self): return hashlib.sha256(json.dumps(self.changed, sort_keys=True).encode()).hexdigest()[:8]   # 8 hex digits
@@ -99,7 +107,7 @@ def _check(
             raise HffError(f"Recipe: train_methods has {m!r}, no manipulation; choose from {', '.join(METHODS)}, or a method of your own data")
     if r.image_size%32 or r.image_size<=0: raise HffError(f"Recipe: image_size={r.image_size} must be a positive multiple of 32")
     if isinstance(r.seed, bool) or not isinstance(r.seed, int) or r.seed<0: raise HffError(f"Recipe: seed={r.seed!r} must be a whole number of at least 0")
-    for k in ('frames', 'epochs', 'batch_size'):
+    for k in ('frames', 'epochs', 'batch_size', 'accumulate'):
         if not isinstance(getattr(r, k), int) or getattr(r, k)<1: raise HffError(f"Recipe: {k}={getattr(r, k)!r} must be a whole number of at least 1")
     if bad := sorted(set(r.augment)-set(AUGMENT)): raise HffError(f"Recipe: augment has {', '.join(map(repr, bad))}; choose from {', '.join(AUGMENT)}")
     for k,ok,want in (('share', 0<r.share<=1, 'above 0, at most 1'), ('average', 0<=r.average<1, 'at least 0, below 1'), ('map_weight', r.map_weight>=0, 'at least 0')):

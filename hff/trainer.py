@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['some_people', 'spread_frames', 'split_faces', 'lr_at', 'steady', 'seed_of', 'save_state', 'load_state', 'batches_of',
-           'part_of', 'weight_of', 'train_epoch', 'validate', 'watched_aucs', 'is_better', 'build_model',
-           'make_optimizer', 'averaged_model', 'train', 'score_checkpoint', 'cross_file', 'score_cross', 'is_finished',
-           'run_all']
+           'part_of', 'weight_of', 'pieces_of', 'cast', 'train_epoch', 'validate', 'watched_aucs', 'is_better',
+           'build_model', 'time_precisions', 'choose_precision', 'make_optimizer', 'averaged_model', 'train',
+           'score_checkpoint', 'cross_file', 'score_cross', 'is_finished', 'run_all']
 
 # %% ../nbs/40_trainer.ipynb #d7812a66
 import hashlib, io, json, math, os, platform, signal, subprocess, sys, time, traceback
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager, nullcontext
+from copy import deepcopy
 from datetime import timedelta
 from pathlib import Path
 
@@ -143,6 +143,38 @@ def _average(value, accelerator):
     "A number, averaged over the processes"
     return (accelerator.reduce(value.detach().to(accelerator.device), 'mean') if accelerator.num_processes>1 else value).item()
 
+def pieces_of(
+    n:int, # items
+    accumulate:int, # wanted number of pieces
+)->list: # slices of at least two items, where there are two
+    "The parts in which a batch goes through the network"
+    k = max(1, min(accumulate, n//2))
+    return [slice(n*i//k, n*(i+1)//k) for i in range(k)]
+
+def cast(
+    precision:str, # float32 or bfloat16
+    device:torch.device, # of the network
+): # a context
+    "Where a forward pass computes in `precision`"
+    return torch.autocast(device.type, torch.bfloat16) if precision=='bfloat16' else nullcontext()
+
+def _gradients(model, x, y, maps, recipe, accelerator, precision):
+    "Add the gradients of a batch; its loss, over all processes"
+    loss_of, device = make_loss(recipe.loss, recipe.margin, recipe.scale), accelerator.device
+    known = [int(m.isfinite().flatten(1).all(1).sum()) for m in maps]            # an item without a map counts for nothing
+    weight, map_weights = weight_of(len(y), accelerator), [recipe.map_weight*weight_of(k, accelerator) for k in known]
+    total, pieces = 0., pieces_of(len(y), recipe.accumulate)
+    for p in pieces:
+        with nullcontext() if p is pieces[-1] else accelerator.no_sync(model):
+            with cast(precision, device): out = model(_last(normalise(x[p].to(device))))
+            loss = loss_of(out.logits.float(), y[p].to(device))*(weight*len(y[p])/len(y))
+            for m, k, w in zip(maps, known, map_weights):
+                here = int(m[p].isfinite().flatten(1).all(1).sum())
+                loss = loss + w*map_loss(out.mask_logits.float(), m[p].to(device))*(here/max(k, 1))
+            accelerator.backward(loss)
+        total = total + loss.detach()
+    return _average(total, accelerator)
+
 def train_epoch(
     model, # prepared by `accelerator`
     optimizer, # prepared by `accelerator`
@@ -152,32 +184,34 @@ def train_epoch(
     accelerator, # an `accelerate.Accelerator`
     step=None, # called with the number of images after each batch
     after=None, # called after each step of the optimiser
+    precision:str='float32', # or bfloat16
+    clock:dict|None=None, # gets the seconds of the epoch (`all`) and those spent waiting for a batch (`waiting`) added
 )->float: # mean training loss
     "One pass over the training faces"
     batches = [b for b in batches_of(recipe, data.labels, epoch) if len(b)>1]     # batch norm can do nothing with one
-    loss_of, losses = make_loss(recipe.loss, recipe.margin, recipe.scale), []
+    losses, clock = [], clock if clock is not None else {}
     rank, world = accelerator.process_index, accelerator.num_processes
     torch.manual_seed(seed_of(recipe.seed, epoch, rank))                   # dropout: masks of its own for each process
     g = torch.Generator().manual_seed(seed_of(recipe.seed, epoch, 0, 1))   # augmentation: the same draws in all
     parts = [part_of(len(b), rank, world) for b in batches]
     loader = DataLoader(data, batch_sampler=[b[p] for b, p in zip(batches, parts)], num_workers=_workers(data), generator=torch.Generator(), collate_fn=_as_is)
     model.train()
+    begun = then = time.perf_counter()
     for i,(x,y,_,*maps) in enumerate(loader):
         lr = lr_at(epoch*len(loader)+i, recipe.epochs*len(loader), recipe.lr, recipe.schedule)
         for group in optimizer.param_groups: group['lr'] = lr
         x, *maps = _augmented(x, recipe.augment, g, *maps, of=(parts[i].start, len(batches[i])))
-        out = model(_last(normalise(x.to(accelerator.device))))
-        loss = loss_of(out.logits.float(), y.to(accelerator.device))*weight_of(len(y), accelerator)
-        if maps:
-            known = int(maps[0].isfinite().flatten(1).all(1).sum())           # an item without a map counts for nothing
-            loss = loss + recipe.map_weight*map_loss(out.mask_logits.float(), maps[0].to(accelerator.device))*weight_of(known, accelerator)
-        losses.append(_average(loss, accelerator))                            # what all see, so all stop alike
+        clock['waiting'] = clock.get('waiting', 0) + time.perf_counter()-then
+        optimizer.zero_grad()
+        losses.append(_gradients(model, x, y, maps, recipe, accelerator, precision))   # what all see, so all stop alike
         if not math.isfinite(losses[-1]):
             raise HffError(f"{recipe.name}: the loss is {losses[-1]} at epoch {epoch+1}, step {i+1} (lr {lr:.2g}): "
                            f"lower lr in the recipe; the state after {epoch} epoch{'s'*(epoch!=1)} is kept")
-        optimizer.zero_grad(); accelerator.backward(loss); optimizer.step()
+        optimizer.step()
         if after: after()
         if step: step(len(batches[i]))
+        then = time.perf_counter()
+    clock['all'] = clock.get('all', 0) + time.perf_counter()-begun
     return float(np.mean(losses))
 
 def _as_is(batch): return batch      # the data set gives whole batches
@@ -236,8 +270,33 @@ def build_model(
     "The network of a recipe, initialised from its seed"
     from hff.models import create_model
     torch.manual_seed(seed_of(recipe.seed))
-    return create_model(recipe.model, backbone=recipe.backbone, pretrained=recipe.pretrained, fidelity=recipe.fidelity,
-                        image_size=recipe.image_size, **recipe.switches)
+    model = create_model(recipe.model, backbone=recipe.backbone, pretrained=recipe.pretrained, fidelity=recipe.fidelity,
+                         image_size=recipe.image_size, **recipe.switches)
+    for m in model.modules():
+        if hasattr(m, 'recompute'): m.recompute = recipe.checkpoint
+    return model
+
+def time_precisions(
+    model, # network, which stays as it is
+    batch:int, # images
+    steps:int=3, # timed steps of each, in turns, after one that is not
+)->dict: # float32, bfloat16: median seconds of a training step without the optimiser
+    "How long a step takes in each precision, on this machine"
+    net, device, t = deepcopy(model).train(), next(model.parameters()).device, dict(float32=[], bfloat16=[])
+    with torch.random.fork_rng(devices=[device] if device.type=='cuda' else []):
+        x = _last(torch.rand(max(batch, 2), 3, net.image_size, net.image_size)*2-1).to(device)
+        for i in range(steps+1):
+            for p in t:
+                start = time.perf_counter(); net.zero_grad()
+                with cast(p, device): out = net(x)
+                t[p].append((out.logits.float().square().mean().backward(), float(next(net.parameters()).sum()), time.perf_counter()-start)[-1])   # the number waits for the device
+    return {p: float(np.median(v[1:])) for p, v in t.items()}
+
+def choose_precision(
+    seconds:dict, # from `time_precisions`
+)->str: # bfloat16 when it saves a tenth
+    "The faster precision; the exact one when there is little in it"
+    return 'bfloat16' if seconds['bfloat16'] < .9*seconds['float32'] else 'float32'
 
 def make_optimizer(
     model, # its parameters
@@ -378,15 +437,25 @@ class _Run:
         if state := load_state(run/'state.pt'):
             model.load_state_dict(state['model']); optimizer.load_state_dict(state['optimizer'])
             self.epoch, self.log, self.best = state['epoch'], state['log'], state['best']
+        self.timed, self.clock = self.timings(model, state or {}), {}
+        self.precision = choose_precision(self.timed) if self.timed else recipe.precision
         self.net, self.optimizer = accelerator.prepare(model, optimizer)
         self.trained = accelerator.unwrap_model(self.net)
         self.averaged = averaged_model(self.trained, recipe.average, state)
         self.model = self.averaged.module if self.averaged else self.trained     # what is scored and kept
         self.watched = spread_frames(self.parts['test'], recipe.watch) if recipe.watch else None
-        if self.main: write_json(asdict(recipe), run/'recipe.json')
+        if self.main: write_json(recipe.settings, run/'recipe.json')
         _check_disk(run, self.epoch, accelerator)
         work = 3*sum(map(len, batches_of(recipe, self.data.labels, 0))) + len(self.parts['val']) + (0 if self.watched is None else len(self.watched))   # a training step costs three scored crops
         self.meter = _Meter(run, recipe.epochs*work + len(self.parts['test']), self.epoch*work, show) if self.main else lambda n: None
+
+    def timings(self, model, state):
+        "For `auto`: seconds of a step in each precision, measured by the main process at the first start and kept; else nothing"
+        from accelerate.utils import broadcast_object_list
+        if self.recipe.precision!='auto': return {}
+        share = self.recipe.batch_size//(self.accelerator.num_processes*self.recipe.accumulate)
+        found = [(state.get('timed') or time_precisions(model.to(self.accelerator.device), share)) if self.main else None]
+        return broadcast_object_list(found)[0]
 
     def scores(self, rows):
         s = _score(self.model, rows, self.faces, self.recipe, self.accelerator, self.meter)
@@ -397,7 +466,7 @@ class _Run:
         t = time.perf_counter()
         self.data.epoch = self.epoch
         loss = train_epoch(self.net, self.optimizer, self.data, self.recipe, self.epoch, self.accelerator, step=lambda n: self.meter(3*n),
-                           after=self.averaged and (lambda: self.averaged.update_parameters(self.trained)))
+                           after=self.averaged and (lambda: self.averaged.update_parameters(self.trained)), precision=self.precision, clock=self.clock)
         if self.accelerator.num_processes>1:
             for b in self.model.buffers(): torch.distributed.broadcast(b, 0)   # batch-norm statistics: the main process's, as in the file
         judged = self.parts['val'].label.nunique()>1                        # fakes that are made have no validation videos
@@ -419,7 +488,7 @@ class _Run:
             save_checkpoint(self.model, self.run/'model.safetensors', recipe=self.recipe, trained_on=on, cropping=_cropping(self.faces))
         if val is not None: write_scores(val, self.run/'val_scores.parquet')
         with atomic(self.run/'log.csv') as tmp: pd.DataFrame(self.log).to_csv(tmp, index=False, float_format='%.6g', lineterminator='\n')
-        mean = dict(average=self.averaged.state_dict()) if self.averaged else {}
+        mean = (dict(average=self.averaged.state_dict()) if self.averaged else {}) | (dict(timed=self.timed) if self.timed else {})
         save_state(dict(model=self.trained.state_dict(), optimizer=self.optimizer.state_dict(), epoch=self.epoch, log=self.log, best=self.best, **mean), self.run/'state.pt')
 
     def finish(self):
@@ -431,6 +500,11 @@ class _Run:
         if self.main: self.declare(scores)
         self.accelerator.wait_for_everyone()
 
+    def speed(self):
+        "What was found on the way: share of the training time spent waiting for data; for `auto`, seconds of a step and what they decided"
+        waiting = dict(waiting=round(self.clock['waiting']/self.clock['all'], 4)) if self.clock else {}
+        return waiting | (dict(auto=dict(self.timed, chosen=self.precision)) if self.timed else {})
+
     def declare(self, scores):
         "Write the test scores, then that the run is finished; remove what only an unfinished one needs"
         import timm
@@ -438,7 +512,7 @@ class _Run:
         write_scores(scores, self.run/'scores.parquet')
         a, versions = self.accelerator, dict(hff=__version__, torch=torch.__version__, timm=timm.__version__, python=platform.python_version())
         write_json(dict(name=self.recipe.name, kept=self.best, seconds=round(time.perf_counter()-self.start, 1), device=str(a.device), processes=a.num_processes,
-                        precision=a.mixed_precision, versions=versions), self.run/'done.json')
+                        precision='bf16' if self.precision=='bfloat16' else a.mixed_precision, versions=versions, **self.speed()), self.run/'done.json')
         _clear(self.run)
 
 def _clear(run):
@@ -548,7 +622,7 @@ def _launch(
     for r, *_ in todo:
         try: (run_root/r.name).mkdir(parents=True, exist_ok=True); (run_root/r.name/'error.txt').unlink(missing_ok=True)
         except OSError as e: raise HffError(f"Cannot write in the run folder {run_root/r.name}: {e.strerror}; choose another run root") from e
-    job = json.dumps([os.getpid(), str(run_root), [[asdict(r), str(f), c] for r, f, c in todo]])
+    job = json.dumps([os.getpid(), str(run_root), [[r.settings, str(f), c] for r, f, c in todo]])
     try: err = open(run_root/todo[0][0].name/'stderr.txt', 'w')
     except OSError as e: raise HffError(f"Cannot write in the run folder {run_root/todo[0][0].name}: {e.strerror}; choose another run root") from e
     with err: return subprocess.Popen([sys.executable, '-c', 'from hff.trainer import _job; _job()', job], env=env, stdin=subprocess.DEVNULL, stdout=err, stderr=err)
