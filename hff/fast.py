@@ -110,11 +110,11 @@ class FoldedDCMA(nn.Module):
         self.key1, self.key2, self.linear1, self.linear2, self.transpose = key(d.key_conv1), key(d.key_conv2), d.linear1, d.linear2, d.transpose
         self.value1, self.value2 = value(d.value_conv1, gamma2), value(d.value_conv2, gamma1)
     def forward(self, t, t_h):
-        x, x_h = t.flatten(2).mT, t_h.flatten(2).mT           # (B, HW, C)
-        s = self.key1(x)@self.key2(x_h).mT                    # (B, HW, HW)
-        a, a_h = self.linear1(s).softmax(-1), self.linear2(s.mT).softmax(-1)
-        if not self.transpose: a, a_h = a.mT, a_h.mT
-        back = lambda y: y.mT.unflatten(2, t.shape[2:])
+        x, x_h = (y.flatten(2).transpose(1, 2) for y in (t, t_h))   # (B, HW, C)
+        s = self.key1(x)@self.key2(x_h).transpose(1, 2)             # (B, HW, HW)
+        a, a_h = self.linear1(s).softmax(-1), self.linear2(s.transpose(1, 2)).softmax(-1)
+        if not self.transpose: a, a_h = a.transpose(1, 2), a_h.transpose(1, 2)
+        back = lambda y: y.transpose(1, 2).unflatten(2, t.shape[2:])
         return back(x + a@self.value2(x_h)), back(x_h + a_h@self.value1(x))
 
 # %% ../nbs/17_fast.ipynb #4c0f04fe
