@@ -182,7 +182,8 @@ def _given(row, roots):
     if row.get('base') or '' not in roots: return None
     p = roots['']/'landmarks'/f"{row['target']}.npz"
     if not row['target'] or not p.is_file(): return None
-    try: a = np.load(p, allow_pickle=False)['landmarks']
+    try:
+        with open(p, 'rb') as f, np.load(f, allow_pickle=False) as z: a = z['landmarks']
     except Exception as e: raise HffError(f"landmarks of {row['target']} are not readable") from e
     if a.ndim!=3 or a.shape[2]!=2 or a.dtype.kind not in 'fiu': raise HffError(f"landmarks of {row['target']} are no points (frames, points, 2), but {a.dtype} {a.shape}")
     return a

@@ -446,7 +446,7 @@ def read_plan(
     if not plan_file(preset).is_file(): raise HffError(f"No {plan_file(preset)}: do the step `plan` first")
     todo = read_json(plan_file(preset))
     kinds = dict(preset=str, seeds=list, data_root=str, cross=dict, faces=dict, runs=dict, folders=dict)
-    if not isinstance(todo, dict) or not all(isinstance(todo.get(k), t) for k, t in kinds.items()) or not all(isinstance(r, dict) and {'recipe', 'faces', 'cross'}<=set(r) for r in todo['runs'].values()):
+    if not isinstance(todo, dict) or not all(isinstance(todo.get(k), t) for k, t in kinds.items()) or not all(isinstance(r, dict) and isinstance(r.get('recipe'), dict) and {'faces', 'cross'}<=set(r) for r in todo['runs'].values()):
         raise HffError(f"{plan_file(preset)} is no plan: do the step `plan` again")
     return todo
 

@@ -76,7 +76,7 @@ def encode(
     if first is None: raise HffError(f"Cannot encode {path.name}: there are no frames")
     h, w = first.shape[:2]
     if h%2 or w%2: raise HffError(f"Cannot encode {path.name}: H.264 needs frames of even size, got {w}x{h}")
-    with atomic(path) as tmp, av.open(str(tmp), 'w', format='mp4', container_options=dict(fflags='+bitexact')) as out:
+    with atomic(path) as tmp, av.open(f'file:{tmp}', 'w', format='mp4', container_options=dict(fflags='+bitexact')) as out:
         s = out.add_stream('libx264', rate=Fraction(fps).limit_denominator(1001), options=dict(crf=str(crf), preset='medium') | _X264)
         s.width, s.height, s.pix_fmt = w, h, fmt_out
         s.codec_context.thread_count = 1

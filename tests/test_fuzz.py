@@ -258,7 +258,7 @@ def _(case, d): calibration.read_calibration(tree(d, {}, 'c.json', case)/'c.json
 
 FACES = pd.DataFrame([dict(dataset='toy', method=m, quality='c23', video=f'{s}0', split=s, label=int(m!='real'), source='', target=f'{s}0', frame=f, crop=f'{m}.png', x0=0., y0=0., x1=32., y1=32., angle=0.,
                            found=1, choice='only', status='ok', reason='') for s in ('train', 'val', 'test') for m in ('real', 'F2F') for f in (0, 1)])
-FACES_JSON = dict(id='0'*12, frames=2, size=32, margin=1.3, align=False, detector='whole', landmarks='estimate')
+FACES_JSON = dict(id='0'*12, frames=2, size=32, margin=1.3, align=False, detector='whole', landmarks='mesh')
 
 @parser('faces', one_of({'faces.parquet': parquets(FACES), 'faces.json': documents(FACES_JSON), 'real.png': damaged(dfb_tree.png(3, 32))}))
 def _(case, d):
@@ -293,7 +293,7 @@ YAMLS = st.sampled_from([b'!!python/object/apply:os.system [x]', b'recipe: !!pyt
 def _(case, d): recipe.preset_recipe(tree(d, {}, 'p.yaml', case)/'p.yaml').name
 
 
-@parser('settings of crops', tampered(dict(frames=4, size=96, margin=1.3, align=True, detector='whole', landmarks='estimate', policy='auto')))
+@parser('settings of crops', tampered(dict(frames=4, size=96, margin=1.3, align=True, detector='whole', landmarks='mesh', policy='auto')))
 def _(case, d): recipe.from_settings(extract.Cropping, 'Crops', case)
 
 
@@ -304,7 +304,8 @@ def _(case, d):
     with pytest.MonkeyPatch.context() as m:
         m.setenv('HFF_RUNS', str(d))
         tree(d, {}, 'smoke/plan.json', case)
-        reproduce.train_planned(reproduce.read_plan('smoke'), 0, ('nobody',))
+        todo = reproduce.read_plan('smoke')
+        with contextlib.suppress(HffError): reproduce.train_planned(todo, 0, ('nobody',))
 
 
 @cache
@@ -353,7 +354,7 @@ def _(case, d): page.heading(tree(d, {}, 'a.ipynb', case)/'a.ipynb')
 # ---- weights
 
 SMALL = {'rgb.net.a.weight': torch.zeros(2, 3), 'rgb.net.b.running_var': torch.ones(2)}
-HFF = dict(config=dict(name='rgb', backbone='mobilenetv2_100', fidelity='author', image_size=64, num_classes=2, dropout=.5), recipe=PLAIN, trained_on='miniff', cropping=dict(margin=1.3, align=False, detector='whole', landmarks='estimate'))
+HFF = dict(config=dict(name='rgb', backbone='mobilenetv2_100', fidelity='author', image_size=64, num_classes=2, dropout=.5), recipe=PLAIN, trained_on='miniff', cropping=dict(margin=1.3, align=False, detector='whole', landmarks='mesh'))
 
 def torch_bytes(x, **k):
     torch.save(x, b := io.BytesIO(), **k)
@@ -364,7 +365,7 @@ TENSORS = st.sampled_from([torch.zeros(2, 3), torch.zeros(0), torch.tensor(1.), 
                            torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2, 3).to_sparse(), torch.empty(2, device='meta')])
 
 @parser('torch weights', st.one_of(damaged(ZIPPED), damaged(LEGACY), tampered(dict(state_dict=dict(a=1, b=[2], c=dict(d=3)))).map(torch_bytes), st.binary(max_size=60)))
-def _(case, d): checkpoints.inspect_checkpoint(tree(d, {}, 'w.pth', case)/'w.pth')
+def _(case, d): checkpoints.open_checkpoint(tree(d, {}, 'w.pth', case)/'w.pth')
 
 
 @st.composite
