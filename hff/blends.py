@@ -17,11 +17,11 @@ from torch import Tensor
 
 from .clips import kind_of, list_frames, read_picture
 from .datasets import FaceDataset, face_hull, recolour
-from .extract import BOX, clip_path, cut_face, mask_reader, read_faces, roots_of
+from .extract import BOX, clip_path, cut_face, mask_reader, read_faces, read_settings, roots_of
 from .faces import pmap
-from .manifest import IDENTITY
+from .manifest import IDENTITY, read_array
 from .recipe import FAKES
-from .paths import HffError, atomic, read_json
+from .paths import HffError, atomic
 from .video import iter_video
 
 # %% ../nbs/24a_blends.ipynb #60fe1801
@@ -50,8 +50,8 @@ def mask_crops(
     "Ground-truth masks of all crops; found again when they were made before"
     folder, roots = Path(faces), roots_of(root)
     t, out = read_faces(folder).reset_index(drop=True), folder/'masks.npy'
-    side = side or read_json(folder/'faces.json')['size']//4
-    if out.is_file() and np.load(out, mmap_mode='r').shape==(len(t), side, side): return out
+    side = side or read_settings(folder, 'size')['size']//4
+    if out.is_file() and read_array(out).shape==(len(t), side, side): return out
     rows = {tuple(r[k] for k in IDENTITY): r for r in manifest.to_dict('records')}
     clips = list(t[t.label.eq(1) & t.status.eq('ok')].sort_values('frame').groupby(IDENTITY))
     if lost := [k for k, _ in clips if k not in rows]:
@@ -67,7 +67,7 @@ def mask_crops(
 def _clip_masks(job):
     "Write the masks of one clip into their rows; tells which there are. A mask that can't be read is unknown like one that isn't there"
     row, roots, side, out, at, places = job
-    masks, known = np.load(out, mmap_mode='r+'), np.zeros(len(at), bool)
+    masks, known = read_array(out, 'r+'), np.zeros(len(at), bool)
     if not row.get('mask'): return known
     try:
         mask_of, shape = mask_reader(clip_path(row, roots, 'mask')), _frame_shape(clip_path(row, roots))

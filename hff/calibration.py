@@ -257,10 +257,16 @@ def read_calibration(
 )->Calibration: # as it was written
     "Read a calibration, or an `HffError` that names the file"
     d = read_json(path)
-    want = dict(temperature={'temperature'}, platt={'slope', 'offset'}, isotonic={'logit', 'score'})
-    if not isinstance(d, dict) or set(d)!=set(Calibration.__dataclass_fields__) or set(d['params'])!=want.get(d['method']):
-        raise HffError(f"{path} is no calibration: fit it again")
-    return Calibration(**d | dict(videos=tuple(d['videos'])))
+    try: return Calibration(**d | dict(videos=tuple(d['videos']), params=_checked_params(**d)))
+    except (TypeError, ValueError, KeyError, OverflowError) as e: raise HffError(f"{path} is no calibration ({e}): fit it again") from e
+
+def _checked_params(method, params, **other):
+    "Finite numbers under the names that a method has; for the steps as many corners as scores"
+    want = dict(temperature=['temperature'], platt=['offset', 'slope'], isotonic=['logit', 'score'])[method]
+    a = [np.asarray(params[k]) for k in want]
+    if sorted(params)!=want or any(x.dtype.kind not in 'if' or x.ndim!=(method=='isotonic') or x.shape!=a[0].shape or not x.size or not np.isfinite(x).all() for x in a):
+        raise ValueError(f'no parameters of {method}')
+    return params
 
 def for_video_file(
     how:Calibration, # applied to the scores of the file

@@ -284,11 +284,10 @@ def train(
 
 def _crops_of(folder, methods):
     "Folder, content id and settings of crops that are there"
-    from hff.extract import read_faces
-    from hff.paths import read_json
+    from hff.extract import read_faces, read_settings
     have = set(read_faces(folder).method)
     if lost := [m for m in methods if m not in have]: raise HffError(f"{folder} has no faces of {lost[0]}: there are {', '.join(sorted(have))}")
-    made = read_json(Path(folder)/'faces.json')
+    made = read_settings(folder, 'size')
     return Path(folder), made['id'], {k: v for k, v in made.items() if k not in ('id', 'frames')}
 
 @app.command(epilog="Example: hff evaluate runs/mini/two_stream-F2F-c23-s0-0123abcd --faces data/faces/celebdf_v2")

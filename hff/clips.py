@@ -16,30 +16,33 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .paths import HffError
-from .video import BadVideo, frame_indices, sample_video
+from .video import LIMITS, BadVideo, frame_indices, sample_video
 
 # %% ../nbs/20a_clips.ipynb #9a73f3de
 PICTURES = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff'}
 VIDEOS = {'.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.flv'}
 
+_FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'DIB', 'TIFF', 'GIF', 'PPM', 'JPEG2000')
+
 def read_picture(
-    path:Path|str|bytes, # any picture that Pillow can read: a file, or its bytes
+    path:Path|str|bytes, # a picture of one of `_FORMATS`: a file, or its bytes
 )->np.ndarray: # (H, W, 3) uint8 RGB, upright
     "Picture as RGB, whatever its colour model and depth"
     name, file = ('a picture', io.BytesIO(path)) if isinstance(path, bytes) else (path, Path(path))
     if isinstance(file, Path) and not file.is_file(): raise HffError(f"No picture {name}")
     try:
-        with Image.open(file) as im:
+        with Image.open(file, formats=_FORMATS) as im:
+            if im.width*im.height>LIMITS.pixels: raise ValueError(f"{im.width} x {im.height} pixels, at most {LIMITS.pixels:,} by hff.video.LIMITS.pixels")
             im = ImageOps.exif_transpose(im)
             if im.mode.startswith('I') or im.mode=='F': return _deep(np.asarray(im), im.mode)
             if 'A' in im.mode or 'transparency' in im.info: im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im.convert('RGBA'))
             return np.asarray(im.convert('RGB'))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+    except Exception as e:       # Pillow knows many ways to fail at a damaged file
         raise HffError(f"{name} is no readable picture ({e}): fetch or make it again") from e
 
 def _deep(a, mode):
     "Grey of 16 bits, or of floats in 0..1 or 0..255, to 8 bit RGB"
-    a = a.astype(np.float64)
+    a = np.nan_to_num(a.astype(np.float64))
     if mode=='F': a = a*255 if a.max(initial=0)<=1 else a
     elif mode.startswith('I;16') or a.max(initial=0)>255: a = a/257
     return np.repeat(a.round().clip(0,255).astype(np.uint8)[...,None], 3, 2)
@@ -110,7 +113,7 @@ def lmdb_names(
             if not cursor.set_range(prefix): continue
             for key in cursor.iternext(values=False):
                 if not key.startswith(prefix): break
-                found.add(key[len(prefix):].decode())
+                found.add(key[len(prefix):].decode(errors='backslashreplace'))
     return sorted(found)
 
 # %% ../nbs/20a_clips.ipynb #e4d4215b

@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from .datasets import face_hull
 from .extract import clip_path, roots_of
-from .manifest import read_table
+from .manifest import read_array, read_table
 from .metrics import VIDEO, evaluate
 from .paths import HffError
 from .scores import check_scores, read_scores
@@ -37,7 +37,7 @@ def face_features(
     rows:np.ndarray, # numbers of rows of the table, status ok
 )->pd.DataFrame: # red, green, blue, sharpness; index = rows
     "Trivial features of some crops"
-    t = read_table(Path(faces)/'faces.parquet'); points = np.load(Path(faces)/'landmarks.npy', mmap_mode='r'); out = []
+    t = read_table(Path(faces)/'faces.parquet'); points = read_array(Path(faces)/'landmarks.npy'); out = []
     for i in rows:
         im = cv2.imread(str(Path(faces)/t.crop[i]), cv2.IMREAD_COLOR_RGB)
         if im is None: raise HffError(f"Cannot read the crop {Path(faces)/t.crop[i]}: extract the faces again")

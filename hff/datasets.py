@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .clips import read_picture
-from .manifest import read_table
+from .manifest import read_array, read_table
 from .paths import HffError, cores
+from .video import LIMITS
 
 # %% ../nbs/24_datasets.ipynb #de4ecc1f
 def face_hull(
@@ -43,10 +44,17 @@ def read_crop(
     path:Path, # PNG of `hff.extract`, or any picture
 )->np.ndarray: # (H, W, 3) uint8 RGB
     "A crop; our own PNG by OpenCV, which is quicker, anything else by Pillow, which knows more"
-    if path.suffix=='.png' and path.is_file():
+    if path.suffix=='.png' and 0<_png_pixels(path)<=LIMITS.pixels:
         im = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         if im is not None and im.dtype==np.uint8 and im.ndim==3 and im.shape[2]==3: return cv2.cvtColor(im, cv2.COLOR_BGR2RGB, dst=im)
     return read_picture(path)
+
+def _png_pixels(path):
+    "What the header of a PNG file claims; 0 when it is none"
+    try:
+        with open(path, 'rb') as f: head = f.read(24)
+    except OSError: return 0
+    return int.from_bytes(head[16:20], 'big')*int.from_bytes(head[20:24], 'big') if head[:8]==b'\x89PNG\r\n\x1a\n' else 0
 
 class FaceDataset(Dataset):
     "Crops of a table of faces as `(picture (3, H, W) uint8, label, row)`"
@@ -70,9 +78,9 @@ class FaceDataset(Dataset):
         "Rows of an array that has one row for each of `faces.parquet`, looked up by crop"
         p = self.root/name
         if not p.is_file(): raise HffError(f"{p} is missing: extract the faces again")
-        every = read_table(self.root/'faces.parquet').crop
-        at = pd.Series(np.arange(len(every)), index=every)
-        return np.load(p, mmap_mode='r')[at[self.crops].to_numpy()]
+        every = read_table(self.root/'faces.parquet')
+        try: return read_array(p)[pd.Series(np.arange(len(every)), index=every['crop'])[self.crops].to_numpy()]
+        except (KeyError, IndexError, TypeError, ValueError) as e: raise HffError(f"{p} is not of this table of faces: extract the faces again") from e
 
     def _pixels(self, i):
         "Item `i` as (H, W, 3)"

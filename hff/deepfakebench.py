@@ -54,9 +54,7 @@ def _inside(x, where):
 
 def _entries(file):
     "Every (label, split, quality, video, entry, place) of one JSON file"
-    try: data = read_json(file)
-    except RecursionError as e: raise HffError(f"{file} is nested too deeply to be a list of videos") from e
-    for _, labels, at in _inside(data, file.name):
+    for _, labels, at in _inside(read_json(file), file.name):
         for label, splits, at_label in _inside(labels, at):
             if label not in LABELS: raise HffError(f"{at}: unknown label {label[:60]!r}; known are {', '.join(LABELS)}")
             for split, videos, at_split in _inside(splits, at_label):

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['BOX', 'GEOMETRY', 'FACE_COLUMNS', 'Cropping', 'roots_of', 'clip_path', 'faces_id', 'clip_key', 'frame_face',
            'cut_face', 'clip_faces', 'safe_face', 'mask_reader', 'write_png', 'in_shard', 'extract_faces',
-           'make_cropping', 'try_plugins', 'read_faces', 'face_counts']
+           'read_settings', 'make_cropping', 'try_plugins', 'read_faces', 'face_counts']
 
 # %% ../nbs/23f_extraction.ipynb #10d5827b
 import hashlib, json, os, shutil, signal, sys
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import cv2
 import numpy as np
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from .clips import list_frames, read_picture, sample
 from .faces import DETECTORS, LANDMARKERS, WorkerDied, choose_face, crop, place, plugin, pmap, to_crop
-from .manifest import IDENTITY, check_manifest, read_table
+from .manifest import IDENTITY, check_faces, check_manifest, read_table
 from .paths import HffError, atomic, data_dir, end_with, locked, progress, read_json, write_json
 from .recipe import from_settings
 from .video import BadVideo, iter_video
@@ -44,6 +44,7 @@ class Cropping:
             v = getattr(self, k)
             if isinstance(v, bool) or not isinstance(v, int) or v<least: raise HffError(f"Crops: {k}={v!r} must be a whole number of at least {least}")
         if not isinstance(self.margin, (int, float)) or not .5<=self.margin<=4: raise HffError(f"Crops: margin={self.margin!r} must be a number from .5 to 4")
+        if not isinstance(self.align, bool): raise HffError(f"Crops: align={self.align!r} must be true or false")
         if self.policy not in ('auto', 'largest', 'mask'): raise HffError(f"Crops: policy={self.policy!r}; choose from auto, largest, mask")
         plugin(self.detector, DETECTORS); plugin(self.landmarks, LANDMARKERS)
 
@@ -70,7 +71,8 @@ def clip_path(
     "Path of a clip on this machine"
     base = row.get('base', '')
     if base not in roots: raise HffError(f"{'/'.join(row[k] for k in IDENTITY)} lies in the {base} tree: give its root too (--{base}-root)")
-    return roots[base]/row[column]
+    if '..' in (p := PurePath(row[column])).parts or p.is_absolute(): raise HffError(f"{p} leads out of the data set: a manifest holds paths relative to its root")
+    return roots[base]/p
 
 def faces_id(
     manifest:pd.DataFrame, # one row per video
@@ -180,8 +182,11 @@ def _given(row, roots):
     if row.get('base') or '' not in roots: return None
     p = roots['']/'landmarks'/f"{row['target']}.npz"
     if not row['target'] or not p.is_file(): return None
-    try: return np.load(p, allow_pickle=False)['landmarks']
+    try:
+        with open(p, 'rb') as f, np.load(f, allow_pickle=False) as z: a = z['landmarks']
     except Exception as e: raise HffError(f"landmarks of {row['target']} are not readable") from e
+    if a.ndim!=3 or a.shape[2]!=2 or a.dtype.kind not in 'fiu': raise HffError(f"landmarks of {row['target']} are no points (frames, points, 2), but {a.dtype} {a.shape}")
+    return a
 
 def _at(known, i, row):
     if known is None: return None
@@ -287,7 +292,7 @@ def extract_faces(
     key = faces_id(manifest, roots, **asdict(c))
     out = Path(out) if out else data_dir()/'faces'/key
     _refuse_folder(out, roots)
-    if (out/'faces.json').is_file() and (old := read_json(out/'faces.json')['id'])!=key:
+    if (out/'faces.json').is_file() and (old := read_settings(out)['id'])!=key:
         raise HffError(f"{out} holds the faces of other data or settings ({old}, not {key}): choose another folder or delete it")
     if (out/'faces.parquet').is_file(): _clear(out); return out                       # a process may have been killed before it had cleared up
     with locked(out) if shard is None else nullcontext():
@@ -315,6 +320,18 @@ def _extract(manifest, roots, out, c, key, jobs, compress, shard):
     bar.close()
     if shard is None: _assemble(manifest, out)
     return out
+
+def read_settings(
+    folder:Path|str, # of crops
+    *need:str, # settings that must be known
+)->dict: # id and fields of `Cropping`; empty when there is no `faces.json` and nothing is needed
+    "How crops were made"
+    p = Path(folder)/'faces.json'
+    if not need and not p.is_file(): return {}
+    d = read_json(p)
+    if not isinstance(d, dict) or not isinstance(d.get('id'), str) or not {*need}<=set(d) or type(d.get('size', 16)) is not int or d.get('size', 16)<16:
+        raise HffError(f"{p} does not say how these crops were made: extract the faces again")
+    return d
 
 def make_cropping(
     **settings, # fields of `Cropping`
@@ -348,7 +365,7 @@ def _assemble(manifest, out):
             for rows in _slices(manifest, 2000):
                 tables = []
                 for r in rows:
-                    with np.load(_part(out, r)) as p:
+                    with np.load(_part(out, r), allow_pickle=False) as p:
                         tables.append(_rows_of(r, p))
                         block = np.zeros((len(p['frames']), *shape), '<f4')
                         block[p['status']=='ok'] = p['points'].reshape(-1, *shape)
@@ -368,7 +385,7 @@ def _size(manifest, out):
     n, shape = 0, (468, 2)
     for rows in _slices(manifest):
         for r in rows:
-            with np.load(_part(out, r)) as p:
+            with np.load(_part(out, r), allow_pickle=False) as p:
                 n += len(p['frames'])
                 if p['points'].size: shape = p['points'].shape[1:]
     return n, shape
@@ -388,7 +405,7 @@ def read_faces(
     p = Path(folder)/'faces.parquet'
     if not p.is_file() and (Path(folder)/'parts').is_dir():
         raise HffError(f"{folder} is unfinished: run the extraction again without a shard, it goes on where it stopped")
-    return read_table(p)
+    return check_faces(read_table(p), str(p))
 
 def face_counts(
     t:pd.DataFrame, # table of faces

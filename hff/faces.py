@@ -132,11 +132,11 @@ def plugin(
     known:dict, # `DETECTORS` or `LANDMARKERS`
 )->Callable: # the function
     "A detector or landmarker by name"
-    if name in known: return known[name]
+    if str(name) in known: return known[str(name)]
     module, _, function = str(name).partition(':')
     if not function: raise HffError(f"No {name!r}: choose from {', '.join(known)}, or name your own as module:function")
     try: return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as e: raise HffError(f"Cannot load {name}: {e}") from e
+    except (ImportError, AttributeError, ValueError, TypeError) as e: raise HffError(f"Cannot load {name}: {e}") from e
 
 # %% ../nbs/21_faces.ipynb #09d5d173
 def choose_face(

@@ -20,7 +20,7 @@ from torch import nn
 from .checkpoints import load_checkpoint
 from .clips import PICTURES, VIDEOS, kind_of, sample
 from .extract import BOX, GEOMETRY, Cropping, make_cropping, safe_face, try_plugins
-from .faces import DETECTORS, plugin
+from .faces import DETECTORS, LANDMARKERS, plugin
 from .metrics import POOLS, pool_videos
 from .paths import HffError, asset, progress, write_json
 from .scores import score_images
@@ -105,8 +105,9 @@ def cropping_of(
     "How faces are cut out for a network"
     own = {k: v for k, v in (_report(model).cropping or {}).items() if k in GEOMETRY}
     given = {k: v for k, v in given.items() if v is not None}
-    for k in ('detector', 'landmarks'):                            # a checkpoint may not choose which code runs here
-        if ':' in str(own.get(k, '')) and k not in given: raise HffError(f"the network's faces were found by {own[k]}, which is not part of hff: if you trust that code, say so with {k}={own[k]!r}")
+    for k, known in dict(detector=DETECTORS, landmarks=LANDMARKERS).items():
+        if k not in given and k in own and str(own[k]) not in known:
+            raise HffError(f"the checkpoint asks for the {k} {own[k]!r}, which is code outside hff, and a file does not choose what is run: give {k}= yourself if you trust it")
     where = {k: 'caller' if k in given else 'checkpoint' if k in own else 'default' for k in GEOMETRY}
     return make_cropping(frames=frames, size=model.image_size, **own|given), where
 

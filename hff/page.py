@@ -39,8 +39,8 @@ def heading(
     book:Path|str, # a notebook whose first cell is `# Title` and `> promise`
 )->dict: # title, promise
     "Title and one-line promise of a notebook"
-    cells = read_json(book).get('cells') or [{}]
-    lines = ''.join(cells[0].get('source', '')).splitlines()
+    try: lines = ''.join((read_json(book).get('cells') or [{}])[0].get('source', '')).splitlines()
+    except (AttributeError, TypeError, KeyError) as e: raise HffError(f"{book} is no notebook: its first cell has no text") from e
     title = next((l[2:].strip() for l in lines if l.startswith('# ')), Path(book).stem.replace('_', ' '))
     return dict(title=title, promise=' '.join(l[1:].strip() for l in lines if l.startswith('>')))
 

@@ -94,7 +94,7 @@ def read_json(
     "Content of the JSON file `path`, or an `HffError` that names it"
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except OSError as e: raise HffError(f"Cannot read {path}: {e.strerror}") from e
-    except ValueError as e: raise HffError(f"{path} is not valid JSON ({e}): delete it or fetch it again") from e
+    except (ValueError, RecursionError) as e: raise HffError(f"{path} is not valid JSON ({e}): delete it or fetch it again") from e
 
 # %% ../nbs/00_paths.ipynb #995f0da9
 @contextmanager

@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'ABLATION', 'MODELS', 'FAKES', 'AUGMENT', 'LONG_NAMES', 'R
            'load_recipe', 'load_preset', 'preset_recipe']
 
 # %% ../nbs/01_recipe.ipynb #30fbc125
-import hashlib, json, math, re
+import hashlib, json, re
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -65,8 +65,9 @@ class Recipe:
     checkpoint:bool = False               # forget activations and compute them again for the gradient: less memory, same numbers
 
     def __post_init__(self):
-        for k in ('train_methods', 'augment'): object.__setattr__(self, k, tuple(getattr(self, k)))
-        _check(self)
+        for k in ('train_methods', 'augment'):
+            if not isinstance(v := getattr(self, k), str) and hasattr(v, '__iter__'): object.__setattr__(self, k, tuple(v))
+        _check_kinds(self); _check(self)
 
     @property
     def changed(self): return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name)!=_default(f)}   # what is not as above
@@ -89,6 +90,20 @@ class Recipe:
 def _default(f): return f.default_factory() if f.default is MISSING else f.default
 
 # %% ../nbs/01_recipe.ipynb #3d76eb21
+_kinds = {bool: 'true or false', int: 'a whole number', float: 'a number (in YAML write 2.0e-4, not 2e-4)', str: 'text', tuple: 'a list of names', dict: 'settings by name'}
+
+def _check_kinds(
+    r, # a recipe
+):
+    "Raise `HffError` at the first field that is of another kind than its default"
+    for f in fields(r):
+        v, kind = getattr(r, f.name), type(_default(f))
+        ok = isinstance(v, {float: int|float}.get(kind, kind)) and isinstance(v, bool)==(kind is bool) and (kind is not float or abs(v)<1e30)
+        if not ok and not (f.name=='pretrained' and isinstance(v, str)): raise HffError(f"Recipe: {f.name}={v!r} must be {_kinds[kind]}")
+        if kind is tuple and not all(isinstance(x, str) for x in v): raise HffError(f"Recipe: {f.name} has {v!r}: names are text")
+    try: r.hash
+    except (TypeError, ValueError, RecursionError) as e: raise HffError(f"Recipe: switches and crop must be plain settings ({e})") from e
+
 LONG_NAMES = dict(Deepfakes='DF', Face2Face='F2F', FaceSwap='FS', NeuralTextures='NT', FaceShifter='FSh')   # names that people write
 
 def _check(
@@ -103,18 +118,15 @@ def _check(
     if made and r.select!='last': raise HffError(f"Recipe: fakes={r.fakes!r} have no validation videos to choose an epoch on: write select='last'")
     for m in r.train_methods:
         if m in LONG_NAMES: raise HffError(f"Recipe: train_methods has {m!r}, which is written {LONG_NAMES[m]} here")
-        if not isinstance(m, str) or not re.fullmatch(r'[A-Za-z][\w-]*', m) or m in ('real', 'touched'):
+        if not re.fullmatch(r'[A-Za-z][\w-]*', m) or m in ('real', 'touched'):
             raise HffError(f"Recipe: train_methods has {m!r}, no manipulation; choose from {', '.join(METHODS)}, or a method of your own data")
     if r.image_size%32 or r.image_size<=0: raise HffError(f"Recipe: image_size={r.image_size} must be a positive multiple of 32")
-    if isinstance(r.seed, bool) or not isinstance(r.seed, int) or r.seed<0: raise HffError(f"Recipe: seed={r.seed!r} must be a whole number of at least 0")
-    for k in ('frames', 'epochs', 'batch_size', 'accumulate'):
-        if not isinstance(getattr(r, k), int) or getattr(r, k)<1: raise HffError(f"Recipe: {k}={getattr(r, k)!r} must be a whole number of at least 1")
+    for k,least in dict(seed=0, watch=0, frames=1, epochs=1, batch_size=1, accumulate=1).items():
+        if getattr(r, k)<least: raise HffError(f"Recipe: {k}={getattr(r, k)!r} must be a whole number of at least {least}")
     if bad := sorted(set(r.augment)-set(AUGMENT)): raise HffError(f"Recipe: augment has {', '.join(map(repr, bad))}; choose from {', '.join(AUGMENT)}")
     for k,ok,want in (('share', 0<r.share<=1, 'above 0, at most 1'), ('average', 0<=r.average<1, 'at least 0, below 1'), ('map_weight', r.map_weight>=0, 'at least 0')):
         if not ok: raise HffError(f"Recipe: {k}={getattr(r, k)!r} must be a number {want}")
-    if isinstance(r.watch, bool) or not isinstance(r.watch, int) or r.watch<0: raise HffError(f"Recipe: watch={r.watch!r} must be a whole number of at least 0")
-    if not (isinstance(r.lr, (int, float)) and math.isfinite(r.lr) and r.lr>0):
-        raise HffError(f"Recipe: lr={r.lr!r} must be a positive number (in YAML write 2.0e-4, not 2e-4)")
+    if r.lr<=0: raise HffError(f"Recipe: lr={r.lr!r} must be a positive number")
 
 # %% ../nbs/01_recipe.ipynb #b189e82f
 def from_settings(
@@ -124,7 +136,8 @@ def from_settings(
 ): # an instance
     "A dataclass from plain settings; an unknown name is an `HffError` that lists the known ones"
     known = [f.name for f in fields(cls)]
-    if bad := sorted(set(settings)-set(known)): raise HffError(f"{name}: unknown {', '.join(bad)}; the fields are {', '.join(known)}")
+    if not isinstance(settings, dict): raise HffError(f"{name}: expected settings by name, got {type(settings).__name__}")
+    if bad := sorted(map(str, set(settings)-set(known))): raise HffError(f"{name}: unknown {', '.join(bad)}; the fields are {', '.join(known)}")
     return cls(**settings)
 
 def make_recipe(
@@ -137,7 +150,7 @@ def load_recipe(
     path:Path|str, # `recipe.json` of a run
 )->Recipe: # the same recipe that was saved
     "Read a recipe written as JSON"
-    return make_recipe(**read_json(path))
+    return from_settings(Recipe, 'Recipe', read_json(path))
 
 # %% ../nbs/01_recipe.ipynb #9b440832
 def _presets()->Path: # folder of the YAML files
@@ -151,8 +164,11 @@ def load_preset(
     if not p.is_file():
         known = ', '.join(sorted(f.stem for f in _presets().glob('*.yaml')))
         raise HffError(f"No preset {name!r}; choose from {known}, or give the path of a YAML file")
-    try: d = yaml.safe_load(p.read_text(encoding='utf-8'))
-    except yaml.YAMLError as e: raise HffError(f"{p} is not valid YAML: {e}") from e
+    try:
+        text = p.read_text(encoding='utf-8')
+        if any(isinstance(t, yaml.AliasToken) for t in yaml.scan(text)): raise HffError(f"{p} holds an alias (*name): write the settings out")
+        d = yaml.safe_load(text)
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as e: raise HffError(f"{p} is not valid YAML: {e}") from e
     if not isinstance(d, dict) or not isinstance(d.get('recipe'), dict): raise HffError(f"{p}: a preset needs a `recipe` section")
     return d
 
@@ -162,5 +178,6 @@ def preset_recipe(
 )->Recipe: # ready to train
     "The preset's recipe with some fields changed"
     p = load_preset(name)
-    d = {**p['recipe'], **settings}
-    return make_recipe(**{'crop': {**(p.get('crop') or {}), 'size': d.get('image_size', Recipe.image_size)}, **d})
+    d, crop = {**p['recipe'], **settings}, p.get('crop') or {}
+    if not isinstance(crop, dict): raise HffError(f"{name}: `crop` must be settings by name")
+    return from_settings(Recipe, 'Recipe', {'crop': {**crop, 'size': d.get('image_size', Recipe.image_size)}, **d})

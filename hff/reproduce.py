@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from .experiments import EXPERIMENTS, all_runs
+from .manifest import read_array
 from .paths import HffError, atomic, cores, figures_dir, is_checkout, locked, progress, read_json, root, runs_dir, write_json
 from .recipe import Recipe, load_preset, make_recipe
 from .results import PACKED, Results, belong_together, gather, join_results, key_of, read_results, seeds_of, write_results
@@ -292,7 +293,7 @@ def shown_faces(
     mask_crops(folder, *manifest_of(data, '', r['recipe']['quality']))
     t = read_faces(folder).reset_index(drop=True)
     t = t[t.split.eq(split) & t.status.eq('ok')]
-    masks, known = (np.load(folder/f'{n}.npy', mmap_mode='r') for n in ('masks', 'masks_known'))
+    masks, known = (read_array(folder/f'{n}.npy') for n in ('masks', 'masks_known'))
     return t.assign(masked=known[t.index]).reset_index(drop=True), folder, np.asarray(masks[t.index])
 
 # %% ../nbs/61_reproduce.ipynb #e59410ba
@@ -484,7 +485,11 @@ def read_plan(
 )->dict: # as `make_plan` gave it, and the folder of each run
     "The plan that was written last"
     if not plan_file(preset).is_file(): raise HffError(f"No {plan_file(preset)}: do the step `plan` first")
-    return read_json(plan_file(preset))
+    todo = read_json(plan_file(preset))
+    kinds = dict(preset=str, seeds=list, data_root=str, cross=dict, faces=dict, runs=dict, folders=dict)
+    if not isinstance(todo, dict) or not all(isinstance(todo.get(k), t) for k, t in kinds.items()) or not all(isinstance(r, dict) and isinstance(r.get('recipe'), dict) and {'faces', 'cross'}<=set(r) for r in todo['runs'].values()):
+        raise HffError(f"{plan_file(preset)} is no plan: do the step `plan` again")
+    return todo
 
 def do_step(
     step:str, # one of `STEPS`

@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
+from .manifest import read_table
 from .paths import HffError, atomic, read_json, write_json
-from .recipe import Recipe, make_recipe
+from .recipe import Recipe, from_settings
 from .scores import SCORE_COLUMNS, check_scores, read_scores
 
 # %% ../nbs/59_results.ipynb #6879c429
@@ -68,7 +69,7 @@ def _one_run(folder, others):
         tables = [read_scores(f) for f in [folder/'scores.parquet', *others] if Path(f).is_file()], [read_scores(val)] if val.is_file() else [], [pd.read_csv(folder/'log.csv')]
         _check_whole(done, tables[2][0], json.loads(about['recipe']))
         return about | dict(state='finished', epoch=done['kept'].get('epoch'), seconds=done['seconds'], error=''), tables
-    except (HffError, OSError, ValueError, KeyError) as e: return about | dict(error=str(e).replace(str(folder), folder.name)), ([], [], [])
+    except (HffError, OSError, ValueError, KeyError, TypeError, AttributeError) as e: return about | dict(error=str(e).replace(str(folder), folder.name)), ([], [], [])
 
 def gather(
     runs:dict, # run name -> (folder of the run, other score files)
@@ -107,13 +108,16 @@ def read_results(
     folder = Path(folder)
     if not (folder/'facts.json').is_file(): raise HffError(f"{folder} holds no packed scores (no facts.json): give the folder `scores` of a finished reproduction")
     try:
-        scores, val = (_full(pd.read_parquet(folder/f'{n}.parquet')) for n in ('scores', 'val'))
+        facts = read_json(folder/'facts.json')
+        scores, val = (_full(read_table(folder/f'{n}.parquet')) for n in ('scores', 'val'))
         runs, logs = (pd.read_csv(folder/f'{n}.csv', keep_default_na=False, na_values={'epoch': '', 'seconds': ''}) if n=='runs' else pd.read_csv(folder/f'{n}.csv') for n in ('runs', 'logs'))
-    except (OSError, ValueError, KeyError) as e: raise HffError(f"{folder}: the packed scores are damaged or incomplete ({type(e).__name__}): fetch them again") from e
+        recipes = [json.loads(x) for x in runs['recipe'][runs['state'].eq('finished')]]
+        if not all(isinstance(d, dict) for d in [facts, *recipes]): raise ValueError('no dictionary')
+    except (HffError, OSError, ValueError, KeyError, TypeError, RecursionError) as e: raise HffError(f"{folder}: the packed scores are damaged or incomplete ({type(e).__name__}): fetch them again") from e
     for run, t in scores.groupby('run', sort=False): check_scores(t, f'{folder}/scores.parquet, {run}')
-    for x in runs.recipe[runs.state.eq('finished')]:
-        if not (d := json.loads(x)).get('trivial'): make_recipe(**d)
-    return Results(runs, scores, val, logs, read_json(folder/'facts.json'))
+    for d in recipes:
+        if not d.get('trivial'): from_settings(Recipe, 'Recipe', d)
+    return Results(runs, scores, val, logs, facts)
 
 # %% ../nbs/59_results.ipynb #cf648edc
 def _data_ids(r):

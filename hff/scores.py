@@ -16,6 +16,7 @@ import torch
 from scipy.special import expit, logit
 
 from .datasets import FaceDataset, normalise
+from .manifest import read_table
 from .paths import HffError, atomic
 
 # %% ../nbs/41_scores.ipynb #92ddeb09
@@ -29,6 +30,7 @@ def check_scores(
 )->pd.DataFrame: # the same rows, columns in order
     "A valid score table, or an `HffError` that says what is wrong with it"
     if lost := [c for c in SCORE_COLUMNS if c not in t]: raise HffError(f"{where}: no column {', '.join(lost)}; it needs {', '.join(SCORE_COLUMNS)}")
+    if not t.columns.is_unique: raise HffError(f"{where}: two columns are called {t.columns[t.columns.duplicated()][0]!r}")
     if not len(t): raise HffError(f"{where}: no rows; was the right split scored?")
     t = t[SCORE_COLUMNS + [c for c in FURTHER_COLUMNS if c in t] + [c for c in t if str(c).startswith('x_')]].reset_index(drop=True)
     if t[SCORE_COLUMNS[:4]].isna().any(axis=None):
@@ -62,9 +64,7 @@ def read_scores(
 )->pd.DataFrame: # valid score table
     "Read a score table, or an `HffError` that names the file"
     if not Path(path).is_file(): raise HffError(f"No score file {path}: has the run finished?")
-    try: t = pd.read_parquet(path)
-    except (OSError, ValueError) as e: raise HffError(f"{path} is not a readable parquet file: delete it and score again") from e
-    return check_scores(t, str(path))
+    return check_scores(read_table(path), str(path))
 
 # %% ../nbs/41_scores.ipynb #bc62d283
 def logit_of(

@@ -88,8 +88,8 @@ def posix_path(
 )->str: # with "/", relative
     "A listed path as POSIX; one that would leave the data set is refused"
     p = PurePosixPath(text.replace('\\', '/'))
-    if p.is_absolute() or not p.parts or '..' in p.parts or re.match('[A-Za-z]:', text) or '\0' in text:
-        raise HffError(f"{where}: {text!r} leads out of the data set; a list holds paths relative to its root")
+    if p.is_absolute() or not p.parts or '..' in p.parts or re.match('[A-Za-z]:', text) or _UNFIT.search(p.as_posix()):
+        raise HffError(f"{where}: {text!r} leads out of the data set, or cannot be stored; a list holds paths relative to its root")
     return p.as_posix()
 
 def listed_stem(

@@ -16,7 +16,7 @@ from .paths import HffError
 # %% ../nbs/23b_splits.ipynb #0b66a025
 def _rank(text):
     "A number in 0 .. 2^64-1 that depends on the text only"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], 'big')
+    return int.from_bytes(hashlib.sha256(text.encode(errors='surrogatepass')).digest()[:8], 'big')
 
 def split_people(
     read:Callable, # gives the rows anew at each call

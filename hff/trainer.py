@@ -21,9 +21,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from .datasets import FaceDataset, augment, decoders, epoch_batches, normalise
-from .extract import GEOMETRY, read_faces
+from .extract import GEOMETRY, read_faces, read_settings
 from .losses import make_loss, map_loss
-from .manifest import read_table, select
+from .manifest import select
 from .metrics import frame_auc, video_auc
 from .paths import HffError, atomic, end_with, locked, progress, read_json, write_json
 from .recipe import Recipe, load_recipe, make_recipe
@@ -54,7 +54,7 @@ def split_faces(
     faces:Path|str, # folder of crops
 )->dict: # split -> table of faces
     "The rows of each split that a run uses"
-    t = read_table(Path(faces)/'faces.parquet')
+    t = read_faces(faces)
     t = t[t.quality.eq(recipe.quality)]
     learn, out = t[t.method.isin(('real', *recipe.train_methods))], {}
     if recipe.share<1: learn = learn[~learn.split.eq('train') | learn.target.isin(some_people(learn.target[learn.split.eq('train')], recipe.share))]
@@ -112,7 +112,7 @@ def load_state(
     if not path.exists(): return None
     try: state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: raise HffError(f"{path} is damaged: delete it and the run starts again from its first epoch") from e
-    if not {'model', 'optimizer', 'epoch', 'log', 'best'} <= set(state): raise HffError(f"{path} is no state of a run: delete it and the run starts again")
+    if not isinstance(state, dict) or not {'model', 'optimizer', 'epoch', 'log', 'best'} <= set(state): raise HffError(f"{path} is no state of a run: delete it and the run starts again")
     return state
 
 # %% ../nbs/40_trainer.ipynb #ba3a259c
@@ -313,7 +313,7 @@ def _open(
 )->tuple: # (tables by split, training faces)
     "Tables and the training pictures, checked against the recipe"
     parts = split_faces(recipe, faces)
-    if recipe.data and (faces/'faces.json').is_file() and recipe.data not in (faces.name, found := read_json(faces/'faces.json')['id']):
+    if recipe.data and (faces/'faces.json').is_file() and recipe.data not in (faces.name, found := read_settings(faces)['id']):
         raise HffError(f"{faces} holds the data {found}, the recipe is for {recipe.data}: make the recipe with data={found!r}, or give the right folder")
     _same_crops(recipe, faces)
     data = _training_faces(recipe, parts['train'], faces)
@@ -330,15 +330,14 @@ def _training_faces(recipe, table, faces):
 
 def _same_crops(recipe, faces):
     "Crops that were cut otherwise than the recipe says are other data"
-    if not recipe.crop or not (faces/'faces.json').is_file(): return
-    made = read_json(faces/'faces.json')
+    made = read_settings(faces)
     if differ := [f'{k}={made[k]!r}, not {v!r}' for k, v in recipe.crop.items() if k in made and made[k]!=v]:
         raise HffError(f"{faces}: the crops were made with {'; '.join(differ)}: extract the faces as the recipe says, or make the recipe for these")
 
 def _cropping(faces):
     "How the crops were made, for whoever uses the network later; None when the folder does not say"
-    if not (faces/'faces.json').is_file(): return None
-    return {k: v for k, v in read_json(faces/'faces.json').items() if k in GEOMETRY}
+    made = read_settings(faces)
+    return {k: v for k, v in made.items() if k in GEOMETRY} if made else None
 
 def _score(
     model, # on the accelerator's device
@@ -555,7 +554,7 @@ def score_checkpoint(
     model, t = load_checkpoint(path/'model.safetensors' if path.is_dir() else path), read_faces(faces)
     t = select(t, split=split) if split!='all' else t
     if frames: t = spread_frames(t, frames)
-    made = read_json(faces/'faces.json') if (faces/'faces.json').is_file() else {}
+    made = read_settings(faces)
     if made.get('size', model.image_size)!=model.image_size:
         raise HffError(f"{faces}: crops are {made['size']} pixels, the network wants {model.image_size}: extract the faces with that size")
     bar = progress(total=len(t), desc='scores') if show else None
