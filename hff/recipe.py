@@ -98,7 +98,7 @@ def _check_kinds(
     "Raise `HffError` at the first field that is of another kind than its default"
     for f in fields(r):
         v, kind = getattr(r, f.name), type(_default(f))
-        ok = isinstance(v, {float: int|float}.get(kind, kind)) and isinstance(v, bool)==(kind is bool) and (kind is not float or abs(v)<1e30)
+        ok = isinstance(v, {float: int|float}.get(kind, kind)) and isinstance(v, bool)==(kind is bool) and (kind is not float or abs(v)<1e300)
         if not ok and not (f.name=='pretrained' and isinstance(v, str)): raise HffError(f"Recipe: {f.name}={v!r} must be {_kinds[kind]}")
         if kind is tuple and not all(isinstance(x, str) for x in v): raise HffError(f"Recipe: {f.name} has {v!r}: names are text")
     try: r.hash

@@ -96,7 +96,7 @@ def tables(draw, t):
         if how=='cell' and len(t): t = _set(t, j, [draw(odd) if k==i else v for k, v in enumerate(t.iloc[:, j])])
         elif how=='kind': t = _set(t, j, [f(v) for v in t.iloc[:, j] for f in [_KINDS[draw(_big)%len(_KINDS)]][:1]] if draw(st.booleans()) else list(map(_KINDS[draw(_big)%len(_KINDS)], t.iloc[:, j])))
         elif how=='drop': t = t.drop(columns=name)
-        elif how=='rename': t = t.set_axis([draw(texts) if k==j else c for k, c in enumerate(t.columns)], axis=1)
+        elif how=='rename': t = t.set_axis(pd.Index([draw(texts) if k==j else c for k, c in enumerate(t.columns)], dtype=object), axis=1)
         elif how=='twin': t = pd.concat([t, t.iloc[:, [j]]], axis=1)
         elif how=='repeat': t = pd.concat([t, t.iloc[[i]]] if len(t) else [t])
         elif how=='none': t = t.iloc[:0]
@@ -108,7 +108,8 @@ def tables(draw, t):
 def _set(t, j, column):
     "A copy in which the `j`-th column is another one"
     new = pd.Series(column, index=t.index, dtype=object if isinstance(column, list) else None)
-    new = new.infer_objects() if isinstance(column, list) else new
+    if isinstance(column, list):
+        with contextlib.suppress(UnicodeError): new = new.infer_objects()          # half a character stays an object
     return pd.concat([new.rename(c) if k==j else t.iloc[:, k] for k, c in enumerate(t.columns)], axis=1)
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save
 
 import dfb_tree
-from strategies import NUMBERS, TEXTS, csvs, damaged, documents, list_files, odd, parquets, tables, tampered, texts
+from strategies import NUMBERS, TEXTS, csvs, damaged, documents, list_files, odd, parquet, parquets, tables, tampered, texts
 from test_defects import scores
 from trees import put
 
@@ -478,6 +478,27 @@ def test_parser(name, tmp_path):
         assert count['cases']>before
     assert not count['other crashes'], '\n'.join(f'{k} x {v}' for v, k in count['seen'].most_common(20))
     assert count['own errors'] or count['accepted']
+
+
+def grey(value): Image.fromarray(np.full((4, 4), value, 'f4')).save(b := io.BytesIO(), 'tiff'); return b.getvalue()
+
+DEEP = b'['*4_000
+FOUND = [     # what once crashed: parser, case, is it refused?
+    ('FaceForensics++ splits', ('splits/train.json', DEEP), True), ('FaceForensics++ splits', ('splits/train.json', b'1'*5000), True), ('DFDC lists', ('train/dfdc_train_part_0/metadata.json', b'{"\\ud800.mp4": {"label": "REAL"}}'), True),
+    ('DeepfakeBench JSON', DEEP, True), ('LMDB keys and values', {b'X\\a\\b\\\xff1.png': b''}, False), ('landmarks of a clip', npz(landmarks=np.zeros(())), False), ('landmarks of a clip', npz(landmarks=np.array('x')), False),
+    ('manifest rows', pd.concat([MANIFEST, MANIFEST[['label']]], axis=1), True), ('manifest', parquet(MANIFEST, {b'pandas': b'{}'}), True), ('score table', parquet(few(), {b'pandas': b'[]'}), True),
+    ('calibration', DEEP, True), ('calibration', b'[]', True), ('calibration', json.dumps(CALIBRATION | dict(method=['platt'])).encode(), True), ('calibration', json.dumps(CALIBRATION | dict(method='isotonic', params=dict(logit=[[1]], score=[1]))).encode(), True),
+    ('faces', ('faces.json', b'5'), True), ('faces', ('faces.json', b'{}'), True), ('faces', ('faces.parquet', parquet(FACES.assign(label='True'))), True), ('faces', ('faces.parquet', parquet(FACES.drop(columns='quality'))), True),
+    ('faces', ('faces.parquet', parquet(FACES.assign(frame=.5))), True), ('faces', ('faces.parquet', parquet(FACES.assign(video=[{'a': 1}]*len(FACES)))), True), ('recipe settings', 5, True), ('recipe settings', PLAIN | dict(lr=None), True),
+    ('recipe settings', PLAIN | dict(augment=[['flip']]), True), ('recipe JSON', b'null', True), ('recipe JSON', b'{"image_size": "x"}', True), ('preset YAML', b'\xff', True), ('preset YAML', b'{'*600, True), ('preset YAML', b'recipe: {1: 2}', True),
+    ('preset YAML', b'recipe: {seed: '+b'1'*5000+b'}', True), ('preset YAML', b'recipe: &r {crop: *r}', True), ('settings of crops', dict(detector=':x'), True), ('settings of crops', dict(detector=['whole']), True), ('plan', b'{}', True), ('plan', b'5', True),
+    ('notebook heading', b'[]', True), ('notebook heading', b'{"cells": [{"source": [1]}]}', True), ('states of runs', torch_bytes(5), True), ('pictures', (grey(np.nan), '.tif'), False), ('pictures', (KINDS[5], '.png'), False)]
+
+@pytest.mark.parametrize('name,case,refused', FOUND, ids=[f'{i} {name}' for i, (name, *_) in enumerate(FOUND)])
+def test_found_before(name, case, refused, tmp_path):
+    count = dict(BLANK)
+    try_one(PARSERS[name][1], case, tmp_path, count)
+    assert count==BLANK | {'cases': 1, 'own errors': int(refused), 'accepted': int(not refused)}
 
 
 def test_a_parser_that_crashes_would_be_noticed(tmp_path):
