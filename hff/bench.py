@@ -113,4 +113,9 @@ def bench_faces(
                      'decode once and look for faces': lambda: clip_faces(row, roots_of(d), Cropping(frames=frames))}, 1, rounds)
 
 # %% ../nbs/70_bench.ipynb #bd78e021
-BENCHES = dict(loading=bench_loading, manifest=bench_manifest, faces=bench_faces)
+def _memory(**kw):
+    "See `hff.footprint`"
+    from hff.footprint import bench_memory
+    return bench_memory(**kw)
+
+BENCHES = dict(loading=bench_loading, manifest=bench_manifest, faces=bench_faces, memory=_memory)

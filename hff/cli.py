@@ -493,7 +493,7 @@ def _names(paths):
 # %% ../nbs/62_cli.ipynb #f4b31c70
 @app.command(epilog="Example: hff bench loading")
 def bench(
-    what:Annotated[str, typer.Argument(help="loading, manifest or faces")],
+    what:Annotated[str, typer.Argument(help="loading, manifest, faces or memory")],
     out:Annotated[str, typer.Option(help="CSV to write (default: figures/bench/WHAT.csv)")]='',
 ):
     "Measure in turns, on this machine: our way beside the plain one."

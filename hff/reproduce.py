@@ -12,6 +12,7 @@ __all__ = ['ANALYSES', 'NETWORK_BOOKS', 'STUDY_BOOKS', 'STEPS', 'Data', 'open_da
 import json, os, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -211,12 +212,18 @@ def _counts(todo):
     return out
 
 # %% ../nbs/61_reproduce.ipynb #e1798a84
+def _need_notebooks():
+    "A core install leaves out what runs notebooks"
+    if lost := [m for m in ('papermill', 'ipykernel', 'jupyter_core') if find_spec(m) is None]:
+        raise HffError(f"notebooks cannot be run, {', '.join(lost)} is not installed: pip install 'hff[repro]'")
+
 def run_notebook(
     book:Path|str, # notebook with one cell tagged `parameters`
     out:Path|str, # executed copy
     **params, # values for that cell
 )->dict: # notebook, ok, seconds, error
     "Run a notebook through papermill; a failure is reported, not raised, and its partial copy is kept"
+    _need_notebooks()
     import papermill as pm
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -347,6 +354,7 @@ def run_notebooks(
     cross:dict|None=None, # other data sets, for the same
 )->pd.DataFrame: # notebook, ok, seconds, error
     "Run paper notebooks on the packed scores of `out_dir`"
+    _need_notebooks()
     from jupyter_core.utils import ensure_event_loop
     os.environ |= dict(TQDM_DISABLE='1', OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS', '1'))     # for the kernels: no bars in stored outputs, a core each
     params = dict(preset=str(preset), out_dir=str(out_dir), scores=str(Path(out_dir)/'scores'))
@@ -412,6 +420,7 @@ def reproduce(
     from_scores:str|Path='', # packed scores: make tables and pictures from them alone
 )->pd.DataFrame: # notebook, ok, seconds, error
     "Regenerate tables and pictures; a failed run or notebook is reported and the rest goes on"
+    _need_notebooks()                                             # before hours of training
     books, jobs, start = notebooks(tuple(only)), jobs or cores(), time.perf_counter()
     load_preset(preset)                                        # a wrong name fails before any folder is made
     out_dir = writable(out or figures_dir()/Path(preset).stem)
