@@ -398,6 +398,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'hff.export._load': ('export.html#_load', 'hff/export.py'),
                             'hff.export._mark_precise': ('export.html#_mark_precise', 'hff/export.py'),
                             'hff.export._messages': ('export.html#_messages', 'hff/export.py'),
+                            'hff.export._off': ('export.html#_off', 'hff/export.py'),
                             'hff.export._one_of': ('export.html#_one_of', 'hff/export.py'),
                             'hff.export._onnx_graph': ('export.html#_onnx_graph', 'hff/export.py'),
                             'hff.export._onnx_run': ('export.html#_onnx_run', 'hff/export.py'),
