@@ -179,6 +179,7 @@ def _beside(path):
 # %% ../nbs/45_export.ipynb #608bca21
 class Engine(nn.Module):
     "An exported network in its runtime; takes the place of a network where no gradient is needed"
+    differentiable = False
     def __init__(self,
         run, # (B, 3, S, S) float32 array -> arrays of the outputs in order
         about:dict, # note of the file
@@ -290,6 +291,7 @@ class _InFloat(nn.Module):
 
 class Half(nn.Module):
     "A folded network in bfloat16, its image filters in float32"
+    differentiable, engine, precision = False, 'torch', 'bf16'
     def __init__(self,
         folded:nn.Module, # from `fold`
     ):
