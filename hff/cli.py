@@ -6,7 +6,7 @@
 __all__ = ['app', 'miniff', 'data', 'scores', 'Preset', 'Jobs', 'Data', 'Name', 'Root', 'Quality', 'Methods', 'Split', 'Ffpp',
            'Subset', 'Test', 'Variants', 'Parts', 'Json', 'Labels', 'Subsets', 'Shared', 'Faces', 'reproduce',
            'miniff_build', 'miniff_verify', 'data_info', 'data_index', 'data_verify', 'faces', 'train', 'evaluate',
-           'predict', 'share', 'scores_export', 'scores_import', 'scores_compare', 'bench', 'main']
+           'predict', 'export', 'share', 'scores_export', 'scores_import', 'scores_compare', 'bench', 'main']
 
 # %% ../nbs/62_cli.ipynb #196a7d36
 import os, signal, sys, threading, warnings
@@ -387,16 +387,18 @@ def predict(
     detector:Annotated[str, typer.Option(help="mtcnn, dlib, whole, or module:function (default: as trained)")]='',
     landmarks:Annotated[str, typer.Option(help="mesh, dlib68, or module:function (default: as trained)")]='',
     device:Annotated[str, typer.Option(help="cpu, cuda, ... (default: cuda when there is one)")]='',
+    engine:Annotated[str, typer.Option(help="torch (folded network), onnx or openvino, all on the CPU (default: the network as it is; for an exported file its own)")]='',
+    precision:Annotated[str, typer.Option(help="with --engine torch or openvino: f32 or bf16")]='f32',
 ):
     "p(fake) of faces in pictures and videos: a table, a JSON file, overlays, a time line."
-    from hff.inference import list_files, open_model, predict, summary, write_json_report
+    from hff.inference import list_files, predict, summary, write_json_report
     from hff.paths import atomic
     if heat not in ('gradcam', 'attention', 'none'): raise HffError(f"--heat {heat!r}: choose from gradcam, attention, none")
     _suffix(json, '.json', source); _suffix(csv, '.csv', source)
     list_files(source)                                             # a wrong name fails before the network is read,
     for f in (json, csv, overlay and f'{overlay}/.'):              # a place where nothing can be written before anything is scored
         if f: Path(f).parent.mkdir(parents=True, exist_ok=True)
-    model = open_model(checkpoint or None, device or None)
+    model, drawn = _engine(checkpoint or None, device or None, engine, precision, bool(overlay), heat)
     t = predict(source, model, frames=frames, faces=faces, pool=pool, margin=margin or None, align=align, detector=detector or None, landmarks=landmarks or None)
     typer.echo(summary(t).round(3).to_string(index=False))
     for k in ('note', 'calibration'): _note(t.attrs[k])
@@ -406,9 +408,37 @@ def predict(
         with atomic(csv) as f: t.to_csv(f, index=False, float_format='%.6g', lineterminator='\n')
     if overlay:
         from hff.overlays import write_overlays
-        done = write_overlays(t, source, overlay, None if heat=='none' else model, 'gradcam' if heat=='none' else heat)
+        done = write_overlays(t, source, overlay, None if heat=='none' else drawn, 'gradcam' if heat=='none' else heat)
         typer.echo(done.to_string(index=False))
     if not t.status.eq('ok').any(): raise HffError(f"No face was scored in {source}: the table says why")
+
+def _engine(checkpoint, device, engine, precision, overlay, heat):
+    "What scores, and what heat maps are taken from"
+    from hff.inference import open_model
+    file = checkpoint and Path(checkpoint).suffix in ('.onnx', '.xml')
+    if not engine and file: engine = dict(onnx='onnx', xml='openvino')[Path(checkpoint).suffix[1:]]
+    if not engine and precision!='f32': raise HffError(f"--precision {precision} goes with --engine torch or openvino")
+    if not engine: return (model := open_model(checkpoint, device)), model
+    from hff.export import open_engine
+    if device not in (None, 'cpu'): raise HffError(f"--engine {engine} runs on the CPU: leave --device {device} out, or the engine")
+    if file and overlay and heat=='gradcam': raise HffError("Grad-CAM needs gradients, which an exported file does not have: give the checkpoint, or --heat attention or none")
+    if file: return (model := open_engine(checkpoint, engine, precision)), model
+    plain = open_model(checkpoint, 'cpu')
+    return open_engine(plain, engine, precision), plain
+
+# %% ../nbs/62_cli.ipynb #fe6267c3
+@app.command(epilog="Example: hff export runs/mini/RUN --to onnx --out detector.onnx; then hff predict clip.mp4 --checkpoint detector.onnx")
+def export(
+    checkpoint:Annotated[str, typer.Argument(help="file or run folder (default: the network that ships, trained on MiniFF)")]='',
+    to:Annotated[str, typer.Option(help="onnx (one file), or openvino (.xml with .bin and .json beside it)")]='onnx',
+    out:Annotated[str, typer.Option(help="file to write, .onnx or .xml (default: the network's name in the current folder)")]='',
+):
+    "Write a network for another runtime, folded, and compare the file's outputs with it."
+    from hff.export import SUFFIXES, export_model
+    from hff.inference import OWN_CHECKPOINT
+    if to not in SUFFIXES: raise HffError(f"--to {to!r}: choose onnx or openvino")
+    path = export_model(checkpoint or None, out or Path(checkpoint or OWN_CHECKPOINT).stem+SUFFIXES[to], to)
+    typer.echo(f"{path}: {sum(p.stat().st_size for s in ('.onnx',)*(to=='onnx') or ('.xml', '.bin', '.json') for p in [path.with_suffix(s)])/1e6:.1f} MB, the same outputs as the network")
 
 # %% ../nbs/62_cli.ipynb #f8246532
 @app.command(epilog="Example: hff share runs/mini/two_stream-F2F-c23-s0-0123abcd --out two_stream-F2F")

@@ -155,6 +155,7 @@ def _swap(net, kind, make):
 
 class Folded(nn.Module):
     "A folded network: frozen, always in eval mode"
+    differentiable, engine, precision = False, 'torch', 'f32'
     def __init__(self,
         net:nn.Module, # folded
         model:nn.Module, # where it came from

@@ -77,6 +77,7 @@ def _load(checkpoint):
             raise HffError(f"This copy of hff carries no network of its own ({OWN_CHECKPOINT}): give a checkpoint, such as a run folder of 'hff train'") from e
     if isinstance(checkpoint, dict): return load_checkpoint(checkpoint)
     path = Path(checkpoint)
+    if path.suffix in ('.onnx', '.xml'): raise HffError(f"{path} is for another runtime: open it with hff.export.open_engine, or hff predict --engine")
     model = load_checkpoint(path/'model.safetensors' if path.is_dir() else path)
     model.origin = f'{path.name}/model.safetensors' if path.is_dir() else path.name
     return model
@@ -204,7 +205,7 @@ def _about(source, model, c, where, skipped, **settings):
     r, crop = _report(model), {k: getattr(c, k) for k in ('size', *where)}
     checkpoint = dict(file=getattr(model, 'origin', None), sha256=r.sha256, schema=r.schema, config=model.config, trained_on=r.trained_on, recipe=r.recipe)
     return dict(source=_printable(Path(source).name), note=training_note(r.trained_on), calibration=CALIBRATION, checkpoint=checkpoint, skipped=skipped,
-                settings=dict(frames=c.frames, **settings, device=str(next(model.parameters()).device), cropping=crop, cropping_from=where))
+                settings=dict(frames=c.frames, **settings, **{k: getattr(model, k) for k in ('engine', 'precision') if hasattr(model, k)}, device=str(next(model.parameters()).device), cropping=crop, cropping_from=where))
 
 # %% ../nbs/44_inference.ipynb #1a4e8731
 def by_frame(

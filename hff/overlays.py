@@ -37,6 +37,8 @@ def heat_map(
 )->Tensor: # (B, h, w) on the CPU, not negative; gradcam: maximum 1, or all 0 where nothing raises the score
     "What moved the score of each picture"
     if heat not in HEATS[:2]: raise HffError(f"heat={heat!r}: choose gradcam or attention")
+    if heat=='gradcam' and not getattr(model, 'differentiable', True):
+        raise HffError("Grad-CAM needs gradients, which a folded or exported network does not have: give the network itself, or take heat='attention' or 'none'")
     return grad_cam(model, x) if heat=='gradcam' else rsa_map(model, x)
 
 # %% ../nbs/44a_overlays.ipynb #0cdecbc9

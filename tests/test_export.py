@@ -1,0 +1,196 @@
+"Exported files: the same outputs, whole or not at all, and nothing else is taken for one"
+import json
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from filling import fill, smooth_images
+
+from hff import export
+from hff.checkpoints import load_checkpoint, save_checkpoint
+from hff.cli import main
+from hff.export import compare_engines, export_model, open_engine, probe_images
+from hff.extract import write_png
+from hff.fast import check_same_outputs, differences, fold
+from hff.inference import open_model, predict
+from hff.models import create_model
+from hff.overlays import heat_map
+from hff.paths import HffError, asset, root
+from hff.scores import score_images
+
+onnx = pytest.importorskip('onnx')
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    "A checkpoint, its network, and both files; run once"
+    d = tmp_path_factory.mktemp('export')
+    m = create_model(backbone='tf_efficientnet_lite0', pretrained=False, image_size=64)
+    m.load_state_dict(fill(m.state_dict()))
+    path = save_checkpoint(m, d/'net.safetensors', dict(seed=3), 'miniff', dict(margin=1.2))
+    return dict(model=load_checkpoint(path), onnx=export_model(path, d/'onnx/net.onnx'), openvino=export_model(path, d/'ov/net.xml', 'openvino'))
+
+
+@pytest.mark.parametrize('engine', ('onnx', 'openvino'))
+def test_same_outputs_and_origin(engine, made):
+    e = open_engine(made[engine], engine, threads=1)
+    for n in (1, 3): 
+        x = smooth_images(n, 64, seed=n)
+        with torch.no_grad(): check_same_outputs(made['model'](x), e(x), 2e-5)
+    assert e.config == made['model'].config and (e.report.trained_on, e.report.cropping, e.report.recipe) == ('miniff', dict(margin=1.2), dict(seed=3))
+    assert e.origin == made[engine].name and not e.train().training and open_model(e) is e
+    names = sorted(p.name for p in made[engine].parent.iterdir())
+    assert names == (['net.onnx'] if engine == 'onnx' else ['net.bin', 'net.json', 'net.xml'])
+    with pytest.raises(HffError, match=r'\(B, 3, 64, 64\)'): e(torch.zeros(1, 3, 96, 96))
+    with pytest.raises(HffError, match='runs on the CPU'): e.to('cuda')
+
+
+def test_openvino_reads_onnx(made):
+    u = (smooth_images(2, 64)*127.5+127.5).round().byte()
+    assert np.allclose(score_images(open_engine(made['onnx'], 'openvino'), u), score_images(made['model'], u), atol=1e-5)
+
+
+def test_no_trace_of_this_machine(made):
+    for p in [made['onnx'], *made['openvino'].parent.iterdir()]:
+        data = p.read_bytes()
+        assert not any(w.encode() in data for w in ('.py"', 'stack_trace', str(root()), str(p.parent)))
+
+
+def test_bfloat16(made):
+    "Within what rounding explains, in both runtimes; the residual of the image stays float32"
+    x = probe_images(64, 3, 9)
+    with torch.no_grad():
+        want = made['model'](x)
+        d = [differences(want, open_engine(*a, 'bf16')(x)) for a in ((made['model'], 'torch'), (made['openvino'], 'openvino'))]
+    assert all(max(v.values()) < .02 for v in d) and all(max(v.values()) > 1e-5 for v in d), d
+    assert made['openvino'].read_text().count('name="precise"') == 3
+
+
+def test_wrong_runtime_is_refused(made, monkeypatch):
+    "A runtime that computes something else, as one did: the kept answer tells"
+    right = export._openvino_run
+    def wrong(*a):
+        run = right(*a)
+        return lambda x: [y*1.06 if i == 1 else y for i, y in enumerate(run(x))]
+    monkeypatch.setattr(export, '_openvino_run', wrong)
+    for precision in ('f32', 'bf16'):
+        with pytest.raises(HffError, match='other features.*off by 6'): open_engine(made['openvino'], 'openvino', precision)
+
+
+def test_file_that_differs_is_not_left_behind(made, monkeypatch, tmp_path):
+    "The network is folded wrongly; or the file is not the folded network"
+    def wrong(m):
+        f = fold(m)
+        f.net.dcma0.key1, f.net.dcma0.key2 = f.net.dcma0.key2, f.net.dcma0.key1
+        return f
+    monkeypatch.setattr(export, 'fold', wrong)
+    with pytest.raises(HffError, match='the folded network gives other outputs'): export_model(made['model'], tmp_path/'a.onnx')
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    with pytest.raises(HffError, match='the exported file .batch of 1. gives other outputs'):
+        export._check(lambda x: fold(made['model'])(x*1.001), made['model'], fold(made['model']))
+
+
+def altered(path, out, change):
+    p = onnx.load(path)
+    change(p)
+    out.write_bytes(p.SerializeToString())
+    return out
+
+
+def outside(p):
+    t = p.graph.initializer[0]
+    t.ClearField('raw_data')
+    t.data_location = onnx.TensorProto.EXTERNAL
+    t.external_data.add(key='location', value='../secret.bin')
+
+
+def hidden_outside(p):
+    "In an attribute of a node, where a look at the initializers alone would miss it"
+    t = onnx.TensorProto(name='x', dims=[1], data_type=1, data_location=onnx.TensorProto.EXTERNAL)
+    t.external_data.add(key='location', value='/etc/passwd')
+    p.graph.node.append(onnx.helper.make_node('Constant', [], ['unused'], value=t))
+
+
+@pytest.mark.parametrize('change, says', [
+    (outside, 'keeps weights in other files'), (hidden_outside, 'keeps weights in other files'),
+    (lambda p: p.opset_import.add(domain='com.example', version=1), "not ONNX's own"),
+    (lambda p: p.ClearField('metadata_props'), 'not written by hff export'),
+    (lambda p: setattr(p.metadata_props[0], 'value', '{'), 'damaged note'), (lambda p: setattr(p.metadata_props[0], 'value', '[1]'), 'not written by hff export'),
+    (lambda p: setattr(p.graph.node[3], 'op_type', 'Relu'), 'changed after it was written'),
+    (lambda p: p.graph.initializer[2].dims.append(1), 'changed after it was written')])
+def test_altered_onnx_is_refused(change, says, made, tmp_path):
+    with pytest.raises(HffError, match=says) as e: open_engine(altered(made['onnx'], tmp_path/'x.onnx', change), 'onnx')
+    assert '\n' not in str(e.value)
+
+
+def test_damaged_files_are_refused(made, tmp_path):
+    data = made['onnx'].read_bytes()
+    for name, content, says in (('cut', data[:len(data)//3], 'not a readable ONNX file'), ('text', b'hello', 'not a readable|not written by'), ('empty', b'', 'not written by')):
+        (tmp_path/f'{name}.onnx').write_bytes(content)
+        with pytest.raises(HffError, match=says): open_engine(tmp_path/f'{name}.onnx', 'onnx')
+    for p in made['openvino'].parent.iterdir(): (tmp_path/p.name).write_bytes(p.read_bytes())
+    xml, weights, note = (tmp_path/f'net.{s}' for s in ('xml', 'bin', 'json'))
+    for p, change, says in ((weights, lambda b: b[:-1], 'net.bin was changed'), (xml, lambda b: b.replace(b'max="3"', b'max="2"', 1), 'net.xml was changed'),
+                            (note, lambda b: b[:99], 'damaged note'), (note, lambda b: b'{}', 'not written by hff export')):
+        kept = p.read_bytes()
+        assert change(kept) != kept
+        p.write_bytes(change(kept))
+        with pytest.raises(HffError, match=says): open_engine(xml, 'openvino')
+        p.write_bytes(kept)
+    about = json.loads(note.read_text())
+    about['answer']['logits'][0][0] += .1
+    note.write_text(json.dumps(about))
+    with pytest.raises(HffError, match='gives other logits'): open_engine(xml, 'openvino')
+    note.unlink()
+    with pytest.raises(HffError, match='needs net.json beside it'): open_engine(xml, 'openvino')
+
+
+def test_wrong_words(made, tmp_path, monkeypatch):
+    m = made['model']
+    for call, says in ((lambda: open_engine(m, 'tensorrt'), 'torch, onnx, openvino'), (lambda: open_engine(m, precision='f16'), 'f32, bf16'),
+                       (lambda: open_engine(m, 'onnx', 'bf16'), 'no bfloat16'), (lambda: open_engine(made['onnx']), 'torch reads checkpoints'),
+                       (lambda: open_engine(made['openvino'], 'onnx'), 'is for OpenVINO'), (lambda: open_engine(tmp_path/'no.onnx', 'onnx'), 'Cannot read'),
+                       (lambda: open_engine(tmp_path/'no.xml', 'openvino'), 'No exported file'), (lambda: export_model(m, tmp_path/'a.xml'), 'ends in .onnx'),
+                       (lambda: export_model(m, tmp_path/'a.onnx', 'tflite'), 'onnx, openvino'), (lambda: open_model(made['onnx']), 'another runtime'),
+                       (lambda: export_model(open_engine(made['onnx'], 'onnx'), tmp_path/'a.onnx'), 'exported file already')):
+        with pytest.raises(HffError, match=says): call()
+    monkeypatch.setitem(sys.modules, 'onnx', None)
+    with pytest.raises(HffError, match=r"pip install 'hff\[export\]'"): export_model(m, tmp_path/'a.onnx')
+    with pytest.raises(HffError, match=r"pip install 'hff\[export\]'"): open_engine(made['onnx'], 'onnx')
+    assert not list(tmp_path.iterdir())
+
+
+def test_prediction_and_heat(made, tmp_path, capsys):
+    "The same table from each engine; no Grad-CAM where there are no gradients, and the other map all the same"
+    source = root()/'tests/data/portraits/female_14.jpg'
+    want = predict(source, made['model'])
+    for e in (open_engine(made['onnx'], 'onnx'), open_engine(made['model'])):
+        t = predict(source, e)
+        assert np.allclose(t.logit, want.logit, atol=1e-5) and t.attrs['note'] == want.attrs['note'] and t.attrs['settings']['engine'] == e.engine
+        with pytest.raises(HffError, match='Grad-CAM needs gradients'): heat_map(e, smooth_images(1, 64))
+        assert torch.allclose(heat_map(e, smooth_images(1, 64), 'attention'), heat_map(made['model'], smooth_images(1, 64), 'attention'), atol=1e-5)
+    file = str(made['onnx'])
+    assert main(['predict', str(source), '--checkpoint', file, '--csv', str(tmp_path/'t.csv'), '--overlay', str(tmp_path/'o'), '--heat', 'attention']) == 0
+    assert pd.read_csv(tmp_path/'t.csv').logit[0] == pytest.approx(want.logit[0], abs=1e-5) and (tmp_path/'o/female_14.png').is_file()
+    for words, says in ((['--checkpoint', file, '--overlay', str(tmp_path/'p')], 'Grad-CAM needs gradients'), (['--precision', 'bf16'], 'goes with --engine'),
+                        (['--engine', 'torch', '--device', 'cuda'], 'runs on the CPU'), (['--engine', 'tvm'], 'torch, onnx, openvino')):
+        assert main(['predict', str(source), *words]) == 1
+        assert says in capsys.readouterr().err
+    assert main(['export', file, '--out', str(tmp_path/'again.onnx')]) == 1 and main(['export', '--to', 'tflite']) == 1
+
+
+def test_same_detector(tmp_path):
+    "AUC of the network that ships, folded and in bfloat16, on crops of any kind"
+    x = probe_images(128, 12, 4)
+    for i, im in enumerate(((x+1)*127.5).round().byte().permute(0, 2, 3, 1).numpy()): write_png(tmp_path/f'{i}.png', im)
+    rows = pd.DataFrame(dict(dataset='d', method=['real', 'DF']*6, quality='c23', video=[f'v{i//3}' for i in range(12)], frame=range(12), label=[0, 1]*6, split='test',
+                             crop=[f'{i}.png' for i in range(12)], status='ok'))
+    rows['video'] = rows.method+rows.video
+    rows.to_parquet(tmp_path/'faces.parquet')
+    t = compare_engines(None, tmp_path, [('torch', 'f32'), ('torch', 'bf16')])
+    assert t.engine.tolist() == ['plain', 'torch', 'torch'] and t.frames.eq(12).all() and t.frame_auc.between(0, 1).all()
+    assert t.logit_change[0] == 0 and t.logit_change[1] < 1e-5 < t.logit_change[2] < .1 and t.frame_auc_change[1] == 0
+    with pytest.raises(HffError, match='no faces of the split val'): compare_engines(None, tmp_path, split='val')
