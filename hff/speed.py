@@ -8,7 +8,7 @@ __all__ = ['STEPS', 'PEAKS', 'settings', 'roofline', 'compare_engines', 'bench_i
            'learning_curves', 'curve_difference', 'bench_curve', 'estimate_gpu']
 
 # %% ../nbs/72_speed.ipynb #5ba9fa58
-import json, os, subprocess, sys, tempfile, time
+import json, os, subprocess, sys, tempfile, time, warnings
 from pathlib import Path
 
 import numpy as np
@@ -66,43 +66,40 @@ def _product(n, dtype=torch.float32):
     return lambda: a@b
 
 # %% ../nbs/72_speed.ipynb #d58f70a7
-def _engines(model, folder, quick):
-    "Name -> (function images -> logits, tolerance, seconds of warm-up); what this installation lacks is left out"
-    import copy
+def _engines(model, folder, sizes, exports):
+    "Name -> (function images -> logits, tolerance, seconds of warm-up); what this installation lacks is left out with a warning"
+    from hff.fast import fold
     from hff.transcription import transcribe
-    last = lambda x: x.contiguous(memory_format=torch.channels_last)
-    out = {'transcription': (transcribe(model), 1e-5, 0.), 'hff': ((lambda x: model(x).logits), 1e-5, 0.)}
-    try: from hff.fast import fold
-    except ImportError: return out
-    folded = fold(copy.deepcopy(model)).to(memory_format=torch.channels_last)
-    logits = lambda y: getattr(y, 'logits', y)
-    out['hff folded'] = (lambda x: logits(folded(last(x))), 1e-4, 0.)
-    if not quick: out |= _compiled(folded, last, logits)
-    for engine, precision in (('openvino', 'f32'), ('openvino', 'bf16'), ('onnx', 'f32')):
-        try: out |= _exported(model, folder, engine, precision)
-        except (HffError, ImportError): pass                                         # not installed, or not on this processor
+    folded = fold(model)                                                             # in channels last
+    out = {'transcription': (transcribe(model), 1e-5, 0.), 'hff': (_logits(model), 1e-5, 0.), 'hff folded': (_logits(folded, torch.channels_last), 1e-4, 0.)}
+    ways = {'hff folded, torch.compile': lambda: _compiled(folded, sizes, model.image_size), 'hff folded, bfloat16': lambda: _opened(model, folder, 'torch', 'bf16'),
+            'OpenVINO f32': lambda: _opened(model, folder, 'openvino', 'f32'), 'OpenVINO bf16': lambda: _opened(model, folder, 'openvino', 'bf16'),
+            'ONNX Runtime f32': lambda: _opened(model, folder, 'onnx', 'f32')}
+    for name, make in ways.items() if exports else ():
+        start = time.perf_counter()
+        try: f = make()
+        except Exception as e: warnings.warn(f"{name} is left out: {str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}"); continue
+        out[name] = f, .05 if name.endswith(('bf16', 'bfloat16')) else 1e-4, time.perf_counter()-start
     return out
 
-def _compiled(folded, last, logits):
-    "torch.compile, where there is a compiler"
-    import warnings
-    fast, start = torch.compile(folded), time.perf_counter()
-    try:
-        with warnings.catch_warnings(action='ignore'), torch.no_grad(): fast(last(_images(1, 256)))
-    except Exception: return {}
-    return {'hff folded, torch.compile': (lambda x: logits(fast(last(x))), 1e-4, time.perf_counter()-start)}
+def _logits(model, form=torch.contiguous_format): return lambda x: model(x.contiguous(memory_format=form)).logits
 
-def _exported(model, folder, engine, precision):
-    "An exported network in its engine"
+def _compiled(folded, sizes, side):
+    "Compiled for each size of a batch"
+    fast = torch.compile(folded, dynamic=False)
+    with warnings.catch_warnings(action='ignore'):
+        for b in sizes: fast(_images(b, side).contiguous(memory_format=torch.channels_last))
+    return _logits(fast, torch.channels_last)
+
+def _opened(model, folder, engine, precision):
+    "A network in another engine, with as many threads"
     from hff.export import export_model, open_engine
-    path = Path(folder)/('net.onnx' if engine=='onnx' else 'net.xml')
-    start = time.perf_counter()
-    if not path.exists(): export_model(model, path, to=engine)
-    run = open_engine(path, engine=engine, precision=precision)
-    def call(x):
-        y = run(x.numpy()); y = getattr(y, 'logits', y)
-        return torch.as_tensor(np.asarray(y))
-    return {f"{dict(onnx='onnxruntime', openvino='OpenVINO')[engine]} {precision}": (call, .05 if precision=='bf16' else 1e-4, time.perf_counter()-start)}
+    if engine!='torch':
+        path = Path(folder)/('net.onnx' if engine=='onnx' else 'net.xml')
+        if not path.exists(): export_model(model, path, to=engine)
+        model = path
+    run = open_engine(model, engine=engine, precision=precision, threads=torch.get_num_threads())
+    return lambda x: run(x).logits
 
 def compare_engines(
     engines:dict, # name -> (function images -> logits, largest relative difference, seconds of warm-up)
@@ -116,14 +113,15 @@ def compare_engines(
 def bench_inference(
     quick:bool=False, # 64 pixels, batches of 1 and 2
     rounds:int=7, # see `race`
+    exports:bool=True, # also torch.compile, bfloat16, OpenVINO and ONNX Runtime, which take a while to get ready
 )->pd.DataFrame: # candidate, batch, median ... (seconds), per_second, ratio, of_bound (median over that of the matrix product), warm_up, differs
     "The network on random images, beside a matrix product with as many multiply-adds"
     model, n, said = _network(quick), 128 if quick else 2048, settings()
-    macs, out = _macs(model), []
-    with tempfile.TemporaryDirectory() as d, torch.inference_mode():
-        engines = _engines(model, d, quick)
+    macs, out, sizes = _macs(model), [], (1, 2) if quick else (1, 8, 32)
+    with tempfile.TemporaryDirectory() as d, torch.no_grad():
+        engines = _engines(model, d, {*sizes, 2}, exports)
         differs = compare_engines(engines, _images(2, model.image_size))
-        for b in (1, 2) if quick else (1, 8, 32):
+        for b in sizes:
             x = _images(b, model.image_size)
             t = race({k: (lambda f=f: f(x)) for k, (f, *_) in engines.items()} | {'matrix product': _product(n)}, b, 1 if quick else rounds)
             t.loc[t.candidate.eq('matrix product'), ['median', 'fastest', 'slowest']] *= macs*b/n**3
