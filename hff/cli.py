@@ -523,15 +523,16 @@ def _names(paths):
 # %% ../nbs/62_cli.ipynb #f4b31c70
 @app.command(epilog="Example: hff bench loading")
 def bench(
-    what:Annotated[str, typer.Argument(help="loading, manifest, faces or memory")],
-    out:Annotated[str, typer.Option(help="CSV to write (default: figures/bench/WHAT.csv)")]='',
+    what:Annotated[str, typer.Argument(help="inference, training, srm, dcma, startup, miniff, curve, loading, manifest, faces or memory")],
+    out:Annotated[str, typer.Option(help="CSV to write (default: figures/bench/WHAT.csv; with --quick none)")]='',
+    quick:Annotated[bool, typer.Option('--quick', help="tiny sizes: does it work? (the times mean nothing)")]=False,
 ):
     "Measure in turns, on this machine: our way beside the plain one."
-    from hff.bench import BENCHES, machine
+    from hff.bench import run_bench
     from hff.paths import atomic, figures_dir
-    if what not in BENCHES: raise HffError(f"No benchmark {what!r}: choose from {', '.join(BENCHES)}")
-    t = BENCHES[what]().assign(**machine())
-    typer.echo(t.iloc[:, :7].round(3).to_string(index=False))
+    t = run_bench(what, quick)
+    typer.echo(t.iloc[:, :9].round(3).to_string(index=False))
+    if quick and not out: return
     with atomic(out or figures_dir()/f'bench/{what}.csv') as f: t.to_csv(f, index=False, float_format='%.6g', lineterminator='\n')
 
 # %% ../nbs/62_cli.ipynb #eca48e6c
