@@ -120,8 +120,8 @@ def _of(module, name):
         return getattr(import_module(module), f'bench_{name}')(**kw)
     return bench
 
-BENCHES = dict(loading=bench_loading, manifest=bench_manifest, faces=bench_faces, **{n: _of('hff.speed', n) for n in ('inference', 'training', 'srm', 'dcma', 'startup', 'miniff', 'curve')}, memory=_of('hff.footprint', 'memory'))
-QUICK = dict(loading=dict(n=40, rounds=2), manifest=dict(rows=2000, rounds=1), faces=dict(seconds=1, frames=2, rounds=1))   # arguments of a run that only shows that it works
+BENCHES = dict(loading=bench_loading, manifest=bench_manifest, faces=bench_faces, **{n: _of('hff.speed', n) for n in ('inference', 'training', 'srm', 'dcma', 'startup', 'miniff', 'curve')}, memory=_of('hff.footprint', 'memory'), faults=_of('hff.faults', 'faults'))
+QUICK = dict(loading=dict(n=40, rounds=2), manifest=dict(rows=2000, rounds=1), faces=dict(seconds=1, frames=2, rounds=1), faults=dict(trials=1, names=('miniff',), faults=('kill',)))   # arguments of a run that only shows that it works
 
 def run_bench(
     what:str, # a key of `BENCHES`

@@ -523,7 +523,7 @@ def _names(paths):
 # %% ../nbs/62_cli.ipynb #f4b31c70
 @app.command(epilog="Example: hff bench loading")
 def bench(
-    what:Annotated[str, typer.Argument(help="inference, training, srm, dcma, startup, miniff, curve, loading, manifest, faces or memory")],
+    what:Annotated[str, typer.Argument(help="inference, training, srm, dcma, startup, miniff, curve, loading, manifest, faces, memory, or faults (no speed: every command is broken off in every way)")],
     out:Annotated[str, typer.Option(help="CSV to write (default: figures/bench/WHAT.csv; with --quick none)")]='',
     quick:Annotated[bool, typer.Option('--quick', help="tiny sizes: does it work? (the times mean nothing)")]=False,
 ):
@@ -542,12 +542,23 @@ def _show_warning(message, category, filename, lineno, file=None, line=None):
 
 @contextmanager
 def _stoppable():
-    "A polite end from outside (SIGTERM: `kill`, SLURM, a shutdown) is an interruption like Ctrl-C: workers are ended, half-written files removed"
-    if threading.current_thread() is not threading.main_thread(): yield; return
-    def stop(*_): raise KeyboardInterrupt
-    was = signal.signal(signal.SIGTERM, stop)
-    try: yield
-    finally: signal.signal(signal.SIGTERM, was)
+    "A polite end from outside (SIGTERM: `kill`, SLURM, a shutdown) is an interruption like Ctrl-C; gives a list of what was asked for"
+    asked = []
+    if threading.current_thread() is not threading.main_thread(): yield asked; return
+    def stop(s, _): asked.append(s); raise KeyboardInterrupt
+    was = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
+    try: yield asked
+    finally:
+        for s, f in was.items(): signal.signal(s, f)
+
+def _failed(e):
+    "Say what went wrong in one line; a bug is raised, to show where"
+    if isinstance(e, typer.Exit): return e.exit_code
+    if isinstance(e, HffError): _note(e); return 1
+    if isinstance(e, OSError): _note(f"{e.filename or 'a file'}: {e.strerror or e}"); return 1
+    if not hasattr(e, 'format_message'): raise e
+    _note(f"{e.format_message()} (see hff --help)")
+    return getattr(e, 'exit_code', 2)
 
 def main(
     args:list|None=None, # words after `hff` (default: those of the shell)
@@ -556,15 +567,10 @@ def main(
     warnings.showwarning = _show_warning
     words = sys.argv[1:] if args is None else args
     if '' in words: _note(f"argument {words.index('')+1} is empty: a name or a path is missing"); return 2
-    try:
-        with _stoppable(): code = app(args=args, prog_name='hff', standalone_mode=False) or 0
-        if code==130: raise KeyboardInterrupt                                       # typer has swallowed it
-        return code
-    except HffError as e: print(f"hff: {e}", file=sys.stderr); return 1
-    except (KeyboardInterrupt, typer.Abort): print("hff: interrupted; finished work is kept, the same command goes on", file=sys.stderr); return 130
-    except typer.Exit as e: return e.exit_code
-    except OSError as e: _note(f"{e.filename or 'a file'}: {e.strerror or e}"); return 1
-    except Exception as e:
-        if not hasattr(e, 'format_message'): raise      # a bug: show where
-        print(f"hff: {e.format_message()} (see hff --help)", file=sys.stderr)
-        return getattr(e, 'exit_code', 2)
+    with _stoppable() as asked:
+        try: code = app(args=args, prog_name='hff', standalone_mode=False) or 0
+        except BaseException as e:
+            if not (asked or isinstance(e, (KeyboardInterrupt, typer.Abort))): return _failed(e)
+            code = 130                                                                # whatever an interruption broke on its way out
+    if code==130: _note("interrupted; finished work is kept, the same command goes on")    # typer may have swallowed it
+    return code

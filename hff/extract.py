@@ -289,6 +289,7 @@ def extract_faces(
     if not len(manifest): raise HffError("The manifest has no rows: there is nothing to cut out")
     if shard and not 1<=shard[0]<=shard[1]: raise HffError(f"shard {shard[0]}/{shard[1]}: give k/n with k from 1 to n")
     try_plugins(c)
+    absent = {clip_key(r) for rows in _slices(manifest) for r in rows if not os.path.exists(clip_path(r, roots))}      # before the id: what goes later is noticed
     key = faces_id(manifest, roots, **asdict(c))
     out = Path(out) if out else data_dir()/'faces'/key
     _refuse_folder(out, roots)
@@ -296,7 +297,7 @@ def extract_faces(
         raise HffError(f"{out} holds the faces of other data or settings ({old}, not {key}): choose another folder or delete it")
     if (out/'faces.parquet').is_file(): _clear(out); return out                       # a process may have been killed before it had cleared up
     with locked(out) if shard is None else nullcontext():
-        return _extract(manifest, roots, out, c, key, jobs, compress, shard)
+        return _extract(manifest, roots, out, c, key, jobs, compress, shard, absent)
 
 def _refuse_folder(out, roots):
     "Crops go into a folder of their own, never among the user's files"
@@ -305,13 +306,12 @@ def _refuse_folder(out, roots):
     if out.is_dir() and not (out/'faces.json').is_file() and any(p.name!='.lock' for p in out.iterdir()):
         raise HffError(f"{out} holds other files: give an empty or a new folder for the crops")
 
-def _extract(manifest, roots, out, c, key, jobs, compress, shard):
+def _extract(manifest, roots, out, c, key, jobs, compress, shard, absent):
     "The work itself"
     if (out/'faces.parquet').is_file(): return out
     if shard is None:
         for p in out.glob('.*.tmp*'): p.unlink(missing_ok=True)                   # of a process that was killed
     write_json(dict(id=key, **asdict(c)), out/'faces.json')
-    absent = {clip_key(r) for rows in _slices(manifest) for r in rows if not os.path.exists(clip_path(r, roots))}
     bar = progress(total=len(manifest) if not shard else None, desc='faces')
     for rows in _slices(manifest):
         mine = [r for r in rows if shard is None or in_shard(r, shard)]

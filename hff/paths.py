@@ -71,10 +71,15 @@ def atomic(
         os.replace(tmp, path)
     except OSError as e:
         if e.filename and not _concerns(e, path, tmp): raise                     # another file is at fault
-        raise HffError(f"Cannot write {path}: {e.strerror or e}; check that the folder is writable and the disk not full") from e
+        raise _cannot(path, e.strerror or e) from e
+    except Exception as e:
+        if 'I/O error' in str(e): raise _cannot(path, e) from e                  # safetensors' word for it is no OSError
+        raise
     finally:
         try: shutil.rmtree(tmp) if tmp.is_dir() else tmp.unlink(missing_ok=True)
         except OSError: pass   # the folder itself may be the thing that is missing
+
+def _cannot(path, why): return HffError(f"Cannot write {path}: {why}; check that the folder is writable and the disk not full")
 
 def _concerns(e, path, tmp):
     "Is an error about the file that was to be written, or a folder above it?"

@@ -1,0 +1,152 @@
+"Every command broken off once in every way (see `hff.faults`), and what is started again must give the same"
+import io
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import hff.extract
+import hff.trainer  # noqa: F401  (what a fork has, it need not import)
+from hff.cli import main
+from hff.extract import extract_faces, read_faces
+from hff.faults import FAULTS, Job, digest, family, hff_jobs, left_behind, ready, start, trial, undisturbed
+from hff.paths import HffError, locked, read_json, sha256
+from hff.reproduce import run_notebooks
+from hff.trainer import run_all
+from test_extract import clips, manifest, whole  # noqa: F401  (fixtures among them)
+from test_trainer import faces, recipe  # noqa: F401
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope='module')
+def jobs(tmp_path_factory):
+    "Each command, its undisturbed results and how long they took"
+    base = tmp_path_factory.mktemp('jobs')
+    return {j.name: (j, *undisturbed(j, base/j.name)) for j in hff_jobs(base, ('faces', 'miniff', 'train'))}
+
+
+@pytest.mark.parametrize('job,fault', [*(('faces', f) for f in FAULTS if f!='nan'), *(('train', f) for f in FAULTS), ('miniff', 'disk'), ('miniff', 'twice')])
+def test_broken_off_and_started_again(job, fault, jobs, tmp_path):
+    j, want, seconds = jobs[job]
+    t = trial(fault, j, tmp_path/'d', want, seconds, np.random.default_rng([1, *fault.encode(), *job.encode()]))
+    assert t['equal'] and t['clear'] and not t['left'], (t, t['said'][-3000:])
+    if fault=='nan': assert t['broke'] and 'the loss is nan at epoch' in t['said'], t['said'][-500:]
+    if fault=='twice' and t['broke']: assert 'in use by another process' in t['said'], t['said'][-500:]
+    times = [v for p in (tmp_path/'d').rglob('log.csv') for v in pd.read_csv(p).seconds] + [read_json(p)['seconds'] for p in (tmp_path/'d').rglob('done.json')]
+    assert all(v>=0 for v in times) and (job!='train' or times), times
+    assert not [p for p in (tmp_path/'d').rglob('.*.tmp*')]
+
+
+def until(ready, p, seconds=120):
+    end = time.monotonic()+seconds
+    while not ready() and p.is_alive() and time.monotonic()<end: time.sleep(.02)
+    assert p.is_alive() and ready()
+
+
+@pytest.mark.parametrize('sig', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_worker_outlives_a_training_of_many(faces, tmp_path, sig, monkeypatch):  # noqa: F811
+    "Two workers in the middle of their runs; the parent alone gets the signal. What they had done is used afterwards"
+    todo = [replace(recipe, epochs=400, seed=s) for s in (0, 1)]
+    monkeypatch.setattr('hff.info.source_info', lambda name: run_all(todo, faces, tmp_path/'runs'))       # through the command line, which knows SIGTERM
+    p = start(Job('many', lambda d: main(['data', 'info', 'ffpp']), lambda d: []), tmp_path)
+    until(lambda: len(list((tmp_path/'runs').glob('*/progress.json')))==2, p)
+    known = family(p)
+    os.kill(p.pid, sig); p.join(60)
+    assert len(known)>=2 and not p.is_alive() and left_behind(p, known)==0
+    assert p.exitcode==(-9 if sig==signal.SIGKILL else 130) and not list((tmp_path/'runs').glob('*/done.json'))
+    for r in todo:
+        with locked(tmp_path/'runs'/r.name): pass                                     # nobody holds it
+
+
+def notebook(path, code):
+    import nbformat
+    cells = [nbformat.v4.new_code_cell('preset = ""\nseeds = []\nout_dir = ""\nscores = ""', metadata=dict(tags=['parameters'])), nbformat.v4.new_code_cell(code)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python'))), path)
+    return path
+
+
+def test_an_interrupted_notebook_ends_at_once(tmp_path, monkeypatch):
+    "Its kernel has a session of its own; the notebook that waits is not begun"
+    books = [notebook(tmp_path/f'{n}.ipynb', f"import time; open({str(tmp_path/n)!r}, 'w').close(); time.sleep(300)") for n in 'ab']
+    monkeypatch.setattr('hff.info.source_info', lambda name: run_notebooks(books, 'smoke', (0,), tmp_path/'out', 1))
+    p = start(Job('books', lambda d: main(['data', 'info', 'ffpp']), lambda d: []), tmp_path)
+    until((tmp_path/'a').exists, p)
+    known = family(p)
+    os.kill(p.pid, signal.SIGTERM); p.join(60)
+    assert p.exitcode==130 and known and left_behind(p, known)==0 and not (tmp_path/'b').exists()
+
+
+def test_a_kernel_that_dies_is_a_failed_notebook(tmp_path, monkeypatch):
+    monkeypatch.setenv('HFF_RUNS', str(tmp_path/'runs'))
+    done = run_notebooks([notebook(tmp_path/'a.ipynb', 'import os; os.kill(os.getpid(), 9)')], 'smoke', (0,), tmp_path/'out', 1)
+    assert not done.ok[0] and 'DeadKernelError' in done.error[0]
+
+
+@pytest.mark.parametrize('held', ['out', 'runs/smoke'])
+def test_two_reproductions_do_not_share_a_folder(held, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('HFF_RUNS', str(tmp_path/'runs')); monkeypatch.setenv('HFF_ROOT', str(ROOT))
+    with locked(tmp_path/held, beside=held=='out'): code = main(['reproduce', '--preset', 'smoke', '--only', 'table3', '--out', str(tmp_path/'out')])
+    err = capsys.readouterr().err
+    assert code==1 and err.count('\n')==1 and f'{held} is in use by another process' in err
+
+
+def test_the_table_of_faces_gets_its_name_last(clips, whole, tmp_path, monkeypatch):  # noqa: F811
+    "Killed between the two names, and before the parts are removed"
+    m, real = manifest(sorted(p.name for p in clips.iterdir())), os.replace
+    def stop_at(a, b):
+        if Path(b).name=='faces.parquet': raise KeyboardInterrupt
+        real(a, b)
+    monkeypatch.setattr('hff.paths.os.replace', stop_at)
+    with pytest.raises(KeyboardInterrupt): extract_faces(m, clips, tmp_path/'faces', frames=4, size=64, jobs=1)
+    assert (tmp_path/'faces/landmarks.npy').is_file()
+    with pytest.raises(HffError, match='unfinished'): read_faces(tmp_path/'faces')
+    monkeypatch.undo()
+    monkeypatch.setattr(hff.extract, '_clear', lambda out: None)
+    extract_faces(m, clips, tmp_path/'faces', frames=4, size=64, jobs=1)
+    monkeypatch.undo()
+    assert (tmp_path/'faces/parts').is_dir() and sha256(extract_faces(m, clips, tmp_path/'faces', frames=4, size=64, jobs=1))==sha256(whole)
+
+
+def test_scores_and_page_on_a_full_disk(tmp_path):
+    "Packed scores and the page: one line, nothing half-written, then whole"
+    from hff.page import index_page
+    from hff.results import read_results, write_results
+    r = read_results(ROOT/'figures/mini/scores')
+    def run(d): write_results(r, d/'out/scores'); index_page(d/'out', [dict(stem='table3', ok=True, title='x'*9000)], {}, 'page')
+    j = Job('page', run, lambda d: [p for p in (d/'out').rglob('*') if p.is_file()])
+    want, seconds = undisturbed(j, tmp_path/'whole')
+    for i in range(3):
+        t = trial('disk', j, tmp_path/str(i), want, seconds, np.random.default_rng(i))
+        assert t['equal'] and t['clear'] and (not t['broke'] or 'Cannot write' in t['said']), t
+
+
+def test_a_download_that_is_cut_leaves_nothing(tmp_path, monkeypatch):
+    "timm alone would keep the half file and fail on it for ever; the digest in the name stops that"
+    from hff.backbones import classifier, timm
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    class Half(io.BytesIO):
+        def info(self): return type('Headers', (), dict(get_all=lambda self, k: ['1000'], getheaders=lambda self, k: ['1000']))()
+    asked = []
+    monkeypatch.setattr('torch.hub.urlopen', lambda request, *a, **k: asked.append(request.full_url) or Half(b'PK\x03\x04'+b'half'*50))
+    kept = lambda: [p.name for p in tmp_path.rglob('*') if p.is_file()]
+    with pytest.raises(HffError, match='could not be fetched'): classifier('legacy_xception', pretrained=True)
+    assert asked and all(u.startswith('https://') for u in asked) and kept()==[]
+    with pytest.raises(Exception): timm.create_model('legacy_xception', pretrained=True)
+    assert kept()==['xception-43020ad28.pth']
+
+
+def test_the_harness_notices(tmp_path):
+    "A careless job, which takes half a file for a whole one"
+    def run(d):
+        if not (p := d/'x.out').exists():
+            with open(p, 'w') as f: f.write('half '); f.flush(); time.sleep(.5); f.write('whole')
+    j = Job('careless', run, lambda d: d.glob('*.out'))
+    want, seconds = undisturbed(j, tmp_path/'whole')
+    assert not trial('kill', j, tmp_path/'cut', want, seconds, np.random.default_rng(0))['equal']
+    assert digest(j, ready(j, tmp_path/'nothing'))=='' and want
