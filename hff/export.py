@@ -125,11 +125,10 @@ def _mark_precise(path):
     after = {}
     for e in tree.getroot().find('edges'): after.setdefault(e.get('from-layer'), []).append(e.get('to-layer'))
     for i in [i for i, l in layers.items() if l.get('type')=='Parameter']:
-        for chain in _chains(i, layers, after, ('ReduceSum', 'Convolution', 'Clamp')):
-            for l in chain:
-                info = l.find('rt_info')
-                if info is None: info = ET.Element('rt_info'); l.insert(int(l.find('data') is not None), info)
-                ET.SubElement(info, 'attribute', name='precise', version='0')
+        for l in (l for end in (('Clamp',), ('Maximum', 'Minimum')) for chain in _chains(i, layers, after, ('ReduceSum', 'Convolution', *end)) for l in chain):
+            info = l.find('rt_info')
+            if info is None: info = ET.Element('rt_info'); l.insert(int(l.find('data') is not None), info)
+            ET.SubElement(info, 'attribute', name='precise', version='0')
     tree.write(path, xml_declaration=True, encoding='utf-8')
 
 def _chains(i, layers, after, kinds):
@@ -138,13 +137,11 @@ def _chains(i, layers, after, kinds):
     return [[layers[j], *rest] for j in after.get(i, []) if layers[j].get('type')==kinds[0] for rest in _chains(j, layers, after, kinds[1:])]
 
 # %% ../nbs/45_export.ipynb #93d193c1
-def _check(engine, model, folded):
-    "Outputs of a network, its folded form and a file for it"
-    s, g = model.image_size, torch.Generator().manual_seed(0)
-    for n, x in ((1, probe_images(s, 1, 1)), (2, torch.rand(2, 3, s, s, generator=g)*2-1), (5, probe_images(s, 5, 2))):
-        with torch.no_grad(): want, quick = model(x), folded(x)
-        check_same_outputs(want, quick)
-        check_same_outputs(quick, engine(x), 2e-5, f'the exported file (batch of {n})')
+def _check(want, got, size, tol, what):
+    "Raise unless two networks give the same outputs on drawn pictures and on noise"
+    noise = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))*2-1
+    for x in (probe_images(size, 1, 1), noise, probe_images(size, 5, 2)):
+        with torch.no_grad(): check_same_outputs(want(x), got(x), tol, f'{what} (batch of {len(x)})')
 
 def export_model(
     model, # network, checkpoint file, run folder (None: the network that ships)
@@ -160,11 +157,12 @@ def export_model(
     if isinstance(given, Engine): raise HffError("this is an exported file already: export the checkpoint")
     plain = given if next(given.parameters()).device.type=='cpu' else copy.deepcopy(given).cpu()
     folded = fold(plain)
+    _check(plain, folded, folded.image_size, 1e-5, 'the folded network')
     about = _about(plain, folded)
     proto = _onnx_graph(folded, about)
     with _beside(path) as parts:
         _write_onnx(proto, about, parts/path.name) if to=='onnx' else _write_openvino(proto, about, parts/path.name)
-        _check(_load(parts/path.name, to, 'f32', None), plain, folded)
+        _check(folded, _load(parts/path.name, to, 'f32', None), folded.image_size, 2e-5, 'the exported file')
         for suffix in ('.onnx',) if to=='onnx' else ('.bin', '.xml', '.json'): os.replace((parts/path.name).with_suffix(suffix), path.with_suffix(suffix))
     return path
 

@@ -36,7 +36,7 @@ def made(tmp_path_factory):
 @pytest.mark.parametrize('engine', ('onnx', 'openvino'))
 def test_same_outputs_and_origin(engine, made):
     e = open_engine(made[engine], engine, threads=1)
-    for n in (1, 3): 
+    for n in (1, 3):
         x = smooth_images(n, 64, seed=n)
         with torch.no_grad(): check_same_outputs(made['model'](x), e(x), 2e-5)
     assert e.config == made['model'].config and (e.report.trained_on, e.report.cropping, e.report.recipe) == ('miniff', dict(margin=1.2), dict(seed=3))
@@ -65,7 +65,7 @@ def test_bfloat16(made):
         want = made['model'](x)
         d = [differences(want, open_engine(*a, 'bf16')(x)) for a in ((made['model'], 'torch'), (made['openvino'], 'openvino'))]
     assert all(max(v.values()) < .02 for v in d) and all(max(v.values()) > 1e-5 for v in d), d
-    assert made['openvino'].read_text().count('name="precise"') == 3
+    assert made['openvino'].read_text().count('name="precise"') in (3, 4)   # sum, convolution, truncation in one step or two
 
 
 def test_wrong_runtime_is_refused(made, monkeypatch):
@@ -86,11 +86,16 @@ def test_file_that_differs_is_not_left_behind(made, monkeypatch, tmp_path):
         f.net.dcma0.key1, f.net.dcma0.key2 = f.net.dcma0.key2, f.net.dcma0.key1
         return f
     monkeypatch.setattr(export, 'fold', wrong)
-    with pytest.raises(HffError, match='the folded network gives other outputs'): export_model(made['model'], tmp_path/'a.onnx')
+    with pytest.raises(HffError, match='the folded network .batch of 1. gives other outputs'): export_model(made['model'], tmp_path/'a.onnx')
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
-    with pytest.raises(HffError, match='the exported file .batch of 1. gives other outputs'):
-        export._check(lambda x: fold(made['model'])(x*1.001), made['model'], fold(made['model']))
+    right = export._onnx_run
+    def rounded(*a):
+        run = right(*a)
+        return lambda x: [y.astype(np.float16) for y in run(x)]           # near enough for the kept answer, too far for the comparison
+    monkeypatch.setattr(export, '_onnx_run', rounded)
+    with pytest.raises(HffError, match='the exported file .batch of 1. gives other outputs'): export_model(made['model'], tmp_path/'a.onnx')
+    assert not list(tmp_path.iterdir())
 
 
 def altered(path, out, change):
@@ -133,7 +138,7 @@ def test_damaged_files_are_refused(made, tmp_path):
         with pytest.raises(HffError, match=says): open_engine(tmp_path/f'{name}.onnx', 'onnx')
     for p in made['openvino'].parent.iterdir(): (tmp_path/p.name).write_bytes(p.read_bytes())
     xml, weights, note = (tmp_path/f'net.{s}' for s in ('xml', 'bin', 'json'))
-    for p, change, says in ((weights, lambda b: b[:-1], 'net.bin was changed'), (xml, lambda b: b.replace(b'max="3"', b'max="2"', 1), 'net.xml was changed'),
+    for p, change, says in ((weights, lambda b: b[:-1], 'net.bin was changed'), (xml, lambda b: b.replace(b'Sigmoid', b'Softmax', 1), 'net.xml was changed'),
                             (note, lambda b: b[:99], 'damaged note'), (note, lambda b: b'{}', 'not written by hff export')):
         kept = p.read_bytes()
         assert change(kept) != kept
