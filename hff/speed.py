@@ -66,7 +66,7 @@ def _product(n, dtype=torch.float32):
     return lambda: a@b
 
 # %% ../nbs/72_speed.ipynb #d58f70a7
-def _engines(model, folder, sizes, exports):
+def _engines(model, folder, sizes, exports, quick):
     "Name -> (function images -> logits, tolerance, seconds of warm-up); what this installation lacks is left out with a warning"
     from hff.fast import fold
     from hff.transcription import transcribe
@@ -75,6 +75,7 @@ def _engines(model, folder, sizes, exports):
     ways = {'hff folded, torch.compile': lambda: _compiled(folded, sizes, model.image_size), 'hff folded, bfloat16': lambda: _opened(model, folder, 'torch', 'bf16'),
             'OpenVINO f32': lambda: _opened(model, folder, 'openvino', 'f32'), 'OpenVINO bf16': lambda: _opened(model, folder, 'openvino', 'bf16'),
             'ONNX Runtime f32': lambda: _opened(model, folder, 'onnx', 'f32')}
+    if quick: del ways['hff folded, torch.compile']                                  # minutes for every size
     for name, make in ways.items() if exports else ():
         start = time.perf_counter()
         try: f = make()
@@ -111,7 +112,7 @@ def compare_engines(
     return {name: agree(first, f, x, most) for name, (f, most, _) in engines.items()}
 
 def bench_inference(
-    quick:bool=False, # 64 pixels, batches of 1 and 2
+    quick:bool=False, # 64 pixels, batches of 1 and 2, nothing compiled
     rounds:int=7, # see `race`
     exports:bool=True, # also torch.compile, bfloat16, OpenVINO and ONNX Runtime, which take a while to get ready
 )->pd.DataFrame: # candidate, batch, median ... (seconds), per_second, ratio, of_bound (median over that of the matrix product), warm_up, differs
@@ -119,8 +120,8 @@ def bench_inference(
     model, n, said = _network(quick), 128 if quick else 2048, settings()
     macs, out, sizes = _macs(model), [], (1, 2) if quick else (1, 8, 32)
     with tempfile.TemporaryDirectory() as d, torch.no_grad():
-        engines = _engines(model, d, {*sizes, 2}, exports)
-        differs = compare_engines(engines, _images(2, model.image_size))
+        engines = _engines(model, d, sizes, exports, quick)
+        differs = compare_engines(engines, _images(1, model.image_size))
         for b in sizes:
             x = _images(b, model.image_size)
             t = race({k: (lambda f=f: f(x)) for k, (f, *_) in engines.items()} | {'matrix product': _product(n)}, b, 1 if quick else rounds)
