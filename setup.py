@@ -23,7 +23,7 @@ setup(
     author=cfg['author'], author_email=cfg['author_email'], license=cfg['license'],
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=find_packages(include=[lib, f'{lib}.*']), python_requires=f">={cfg['min_python']}",
-    package_data={lib: ['presets/*.yaml', 'assets/*', 'workflow/Snakefile', 'workflow/profiles/*/config.yaml']},
+    package_data={lib: ['py.typed', 'presets/*.yaml', 'assets/*', 'workflow/Snakefile', 'workflow/profiles/*/config.yaml']},
     install_requires=reqs('requirements'), extras_require={k.removesuffix(suffix): reqs(k) for k in cfg if k.endswith(suffix)},
     entry_points={'nbdev': [f'{lib} = {lib}._modidx:d'], 'console_scripts': [f'{lib} = {lib}.cli:main']},
 )

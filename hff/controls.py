@@ -59,6 +59,7 @@ def _table(
     if t.empty: raise HffError(f"{faces}: no train and test faces in {quality}; extract them first")
     t = t.join(face_features(faces, t.index.to_numpy()))
     if data_root is None: return t
+    if manifest is None and isinstance(data_root, dict): raise HffError("several trees need their manifest: pass manifest=")
     if manifest is None: from hff.sources import read_ffpp; manifest = read_ffpp(data_root, quality=quality)
     files, roots = [], roots_of(data_root)
     for row in manifest.to_dict('records'): files.append(clip_path(row, roots))

@@ -312,7 +312,7 @@ def video_mean(
 def means(
     t:pd.DataFrame, # one row per face, with the columns of `VIDEO`
     columns:list, # to be averaged
-    by:list=('method',), # groups
+    by:list|tuple=('method',), # groups
     draws:int=2000, # resamples
 )->pd.DataFrame: # `by`, faces, videos, and for each column its mean, `_lo`, `_hi`
     "Means over faces with intervals over videos"

@@ -31,7 +31,7 @@ def public_recipe(
 )->dict|None: # the same; a file of initial weights without its folder
     "A recipe that may be shown"
     p = (recipe or {}).get('pretrained')
-    return recipe | dict(pretrained=Path(p.replace('\\', '/')).name) if isinstance(p, str) else recipe
+    return (recipe or {}) | dict(pretrained=Path(p.replace('\\', '/')).name) if isinstance(p, str) else recipe
 
 def about(
     model:nn.Module, # from `load_checkpoint`
@@ -204,7 +204,7 @@ class Detector(ModelHubMixin, library_name='hff'):
     @classmethod
     def from_run(cls,
         run:Path|str, # run folder of `hff train`, or a checkpoint
-    ): # `Detector`
+    )->'Detector': # on the CPU
         "The network of a run with a card that is written from its scores"
         run = Path(run)
         if not run.exists(): raise HffError(f"No run folder or checkpoint {run}: check the path")
@@ -214,11 +214,19 @@ class Detector(ModelHubMixin, library_name='hff'):
 
     @classmethod
     def from_pretrained(cls,
-        source:Path|str, # a folder that `save_pretrained` wrote, or a repository of the Hub such as user/name
-        **kw, # for `huggingface_hub.snapshot_download`: revision, token, cache_dir, local_files_only
-    ): # `Detector`, on the CPU
+        pretrained_model_name_or_path:str|Path, # a folder that `save_pretrained` wrote, or a repository of the Hub such as user/name
+        *,
+        force_download:bool=False, # even what the Hub's cache has
+        token:str|bool|None=None, # for a private repository (default: that of 'hf auth login')
+        cache_dir:str|Path|None=None, # of the Hub
+        local_files_only:bool=False, # only what the cache has
+        revision:str|None=None, # branch, tag or commit of the repository
+        **kw, # none
+    )->'Detector': # on the CPU
         "A shared network, checked"
-        return super().from_pretrained(check_folder(source if Path(source).is_dir() else _fetch(str(source), **kw)))
+        if kw: raise HffError(f"from_pretrained does not know {', '.join(kw)}: a shared network is taken as it is")
+        source, hub = str(pretrained_model_name_or_path), dict(force_download=force_download, token=token, cache_dir=cache_dir, local_files_only=local_files_only, revision=revision)
+        return super().from_pretrained(check_folder(source if Path(source).is_dir() else _fetch(source, hub)))
 
     @classmethod
     def _from_pretrained(cls, *, model_id, **_):
@@ -247,9 +255,9 @@ class Detector(ModelHubMixin, library_name='hff'):
 
     def _repr_markdown_(self): return self.card.split('---\n', 2)[-1]
 
-def _fetch(repo, **kw):
+def _fetch(repo, hub):
     "Local copy of the four files of a repository"
-    try: return Path(snapshot_download(repo, allow_patterns=list(FILES), **kw))
+    try: return Path(snapshot_download(repo, allow_patterns=list(FILES), **hub))
     except HFValidationError as e: raise HffError(f"No folder {repo}, and no repository can have that name: check the path") from e
     except LocalEntryNotFoundError as e: raise HffError(f"No folder {repo}; as a repository of the Hub it cannot be reached and is not in the cache: go online, or check the path") from e
     except HfHubHTTPError as e: raise HffError(f"{repo} cannot be fetched from the Hub ({str(e).splitlines()[0][:200]}): check its name, the revision and your token") from e

@@ -97,10 +97,10 @@ def picture_loss(
     edges:float=1, # weight of the differences
 )->Tensor: # scalar
     "Absolute error of pixels and of their differences"
-    d, loss = made-true, 0
+    d = made-true
+    loss = (d.abs()*weight).mean()
     for s in (1, 2):
         if s==2: d, weight = F.avg_pool2d(d, 2), F.avg_pool2d(weight, 2)
-        if s==1: loss = (d.abs()*weight).mean()
         loss = loss+edges*((d[...,1:,:]-d[...,:-1,:]).abs()*weight[...,1:,:]).mean()
         loss = loss+edges*((d[...,1:]-d[...,:-1]).abs()*weight[...,1:]).mean()
     return loss

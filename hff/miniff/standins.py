@@ -325,7 +325,7 @@ def plan_standin(
     name:str, # one of `STANDINS`
     s:dict, # what `standin_settings` gave
     seed:int=0, # other people, other forgeries
-    borrowed:list=(), # of df1: name and seed of the people of a MiniFF who are targets
+    borrowed:list|tuple=(), # of df1: name and seed of the people of a MiniFF who are targets
 )->Plan:
     "People, clips and lists of a set"
     return dict(dfd=_plan_dfd, celebdf_v1=_plan_celebdf_v1, dfdcp=_plan_dfdcp, df1=_plan_df1)[name](s, seed, borrowed)
