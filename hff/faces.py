@@ -275,7 +275,7 @@ def pmap(
             except BaseException as e:
                 workers = list((pool._processes or {}).values())
                 pool.shutdown(wait=False, cancel_futures=True)
-                if not isinstance(e, Exception): [w.kill() for w in workers]      # interrupted: don't wait for what they are at
+                for w in workers if not isinstance(e, Exception) else (): w.kill()     # interrupted: don't wait for what they are at
                 raise
         return out
     except BrokenProcessPool as e: raise WorkerDied(f"A worker process was ended from outside ({desc or 'no name'}), perhaps for want of memory: use fewer jobs") from e

@@ -67,7 +67,7 @@ def family(
 
 def left_behind(
     p, # from `start`, ended
-    known:list=(), # from `family`, before that
+    known:tuple=(), # from `family`, before that
     wait:float=10, # seconds that they may take
 )->int: # processes
     "How many processes of an ended job go on"

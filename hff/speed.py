@@ -9,6 +9,7 @@ __all__ = ['STEPS', 'PEAKS', 'settings', 'roofline', 'compare_engines', 'bench_i
 
 # %% ../nbs/72_speed.ipynb #5ba9fa58
 import json, os, subprocess, sys, tempfile, time, warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +147,7 @@ def training_step(
     size:int=256, # their side, pixels
     checkpoint:bool=False, # recompute activations
     accumulate:int=1, # parts of a batch
-)->callable: # () -> loss of the step
+)->Callable: # () -> loss of the step
     "One step of training on random images, ready to be called again and again"
     from hff.models import create_model
     from hff.recipe import Recipe

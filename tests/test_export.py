@@ -191,7 +191,7 @@ def test_same_detector(tmp_path):
     "AUC of the network that ships, folded and in bfloat16, on crops of any kind"
     x = probe_images(128, 12, 4)
     for i, im in enumerate(((x+1)*127.5).round().byte().permute(0, 2, 3, 1).numpy()): write_png(tmp_path/f'{i}.png', im)
-    rows = pd.DataFrame(dict(dataset='d', method=['real', 'DF']*6, quality='c23', video=[f'v{i//3}' for i in range(12)], frame=range(12), label=[0, 1]*6, split='test',
+    rows = pd.DataFrame(dict(dataset='d', method=['real', 'DF']*6, quality='c23', video=[f'v{i//3}' for i in range(12)], frame=range(12), label=[0, 1]*6, split='test', target='v',
                              crop=[f'{i}.png' for i in range(12)], status='ok'))
     rows['video'] = rows.method+rows.video
     rows.to_parquet(tmp_path/'faces.parquet')
