@@ -452,7 +452,7 @@ def _(case, d):
 # ---- the command line
 
 COMMANDS = [['data', 'info', 'dfd'], ['data', 'index', 'dfd', 'nothing', '--out', 'm.parquet'], ['evaluate', 'nothing.scores.csv'], ['scores', 'import', 'f.csv', '--fake', '1', '--out', 's.parquet'],
-            ['train', '--preset', 'smoke', '--methods', 'F2F', '--faces', 'nothing'], ['faces', 'm.parquet', '--root', 'nothing', '--out', 'o', '--shard', '1/2'], ['predict', 'nothing.png'], ['reproduce', '--dry-run', '--seeds', '0', '--cross', 'dfd=x']]
+            ['faces', 'm.parquet', '--root', 'nothing', '--out', 'o', '--shard', '1/2'], ['predict', 'nothing.png'], ['scores', 'compare', 'a.parquet', 'b.parquet'], ['data', 'verify', 'm.parquet', '--root', 'nothing']]   # none that builds or trains
 
 @parser('command line', st.sampled_from(COMMANDS).flatmap(lambda c: st.tuples(st.just(c), tampered(c[1:], texts.filter(lambda t: '\0' not in t)))), share=.25)
 def _(case, d):
