@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parent.parent
-TESTS = ('models', 'checkpoints', 'metrics', 'exchange', 'inference', 'sharing')
+TESTS = tuple(sys.argv[1:]) or ('models', 'checkpoints', 'metrics', 'exchange', 'inference', 'sharing')
 out = TOP/'figures/bench/versions.csv'
 
 r = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', *(f'tests/test_{t}.py' for t in TESTS)], cwd=TOP, capture_output=True, text=True,

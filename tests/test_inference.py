@@ -1,5 +1,5 @@
 "A picture, a folder or a video in, a score for each face out; what goes wrong is a row"
-import json
+import json, os, subprocess, sys
 from pathlib import Path
 
 import av, cv2, numpy as np, pandas as pd, pytest, torch
@@ -262,3 +262,16 @@ def test_timeline(table):
         assert [t.get_text().split()[0] for t in ax.get_legend().get_texts()]==['not', 'pooled']
     finally: __import__('matplotlib.pyplot').pyplot.close(ax.figure)
     with pytest.raises(HffError, match='shows one file'): plot_timeline(table)
+
+
+def test_detectors_of_two_sizes_where_imghdr_is_gone():
+    "Python 3.13 has no `imghdr`, which MTCNN's module imports: a second detector must find faces like the first"
+    code = """import importlib.util, sys
+real = importlib.util.find_spec                                         # as on 3.13, whatever runs this
+importlib.util.find_spec = lambda name, package=None: None if name=='imghdr' and name not in sys.modules else real(name, package)
+from hff.clips import read_picture
+from hff.faces import detect_faces
+im = read_picture(sys.argv[1])
+assert not detect_faces(im[:30, :30]) and len(detect_faces(im))==1 and sys.modules['imghdr'].__spec__ is None"""
+    r = subprocess.run([sys.executable, '-c', code, PORTRAITS/'male_20.jpg'], env=os.environ | dict(PYTHONPATH=str(PORTRAITS.parents[2])), capture_output=True, text=True)
+    assert r.returncode==0, r.stderr
