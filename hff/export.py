@@ -119,12 +119,11 @@ def _write_openvino(proto, about, path):
 
 # %% ../nbs/45_export.ipynb #b3b0ebc5
 def _early(net):
-    "Names of modules of a folded network: image filters, and those with whose outputs `mixed` begins to round"
+    "Names of modules of a folded network: image filters, and all that `mixed` keeps in float32 beside them"
     mods = dict(net.named_modules())
     noise = [n for n, m in mods.items() if isinstance(m, SumSRM)]
-    first = [n for n, m in mods.items() if isinstance(m, Backbone) and not n.endswith('hf')]
-    last = [f'{n}.net.{c}' for n in first for c in mods[n].cut[2]]
-    return noise, last + [n for n, m in mods.items() if isinstance(m, DistinctSRM)]
+    parts = [f'{n}.net.{c}' for n, m in mods.items() if isinstance(m, Backbone) for i in range(3) for c in m.cut[i]]
+    return noise, parts + [n for n, m in mods.items() if isinstance(m, DistinctSRM) or n.rpartition('.')[2] in ('rsa', 'rsa_post')]
 
 def _name_nodes(proto, net):
     "Begin the names of some ONNX nodes with what they are: noise or early"
@@ -321,11 +320,7 @@ class Half(nn.Module):
         super().__init__()
         self.net, self.precision = copy.deepcopy(folded), precision
         noise, early = _early(self.net)
-        if precision=='mixed':
-            mods = dict(self.net.named_modules())
-            noise += early + [f'{n}.net.{c}' for n, m in mods.items() if isinstance(m, Backbone) and not n.endswith('hf') for i in (0, 1) for c in m.cut[i]]
-            noise += [n for n, m in mods.items() if n.rpartition('.')[2] in ('rsa', 'rsa_post')]
-        kept = tuple(noise)
+        kept = tuple(noise + early if precision=='mixed' else noise)
         for n, m in list(self.net.named_modules()):
             own = next(m.parameters(recurse=False), None) is not None or next(m.buffers(recurse=False), None) is not None
             owner, _, leaf = n.rpartition('.')
