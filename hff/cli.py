@@ -388,7 +388,7 @@ def predict(
     landmarks:Annotated[str, typer.Option(help="mesh, dlib68, or module:function (default: as trained)")]='',
     device:Annotated[str, typer.Option(help="cpu, cuda, ... (default: cuda when there is one)")]='',
     engine:Annotated[str, typer.Option(help="torch (folded network), onnx or openvino, all on the CPU (default: the network as it is; for an exported file its own)")]='',
-    precision:Annotated[str, typer.Option(help="with --engine torch or openvino: f32 or bf16")]='f32',
+    precision:Annotated[str, typer.Option(help="with --engine torch or openvino: f32, bf16, or mixed (bf16 after early layers in f32)")]='f32',
 ):
     "p(fake) of faces in pictures and videos: a table, a JSON file, overlays, a time line."
     from hff.inference import list_files, predict, summary, write_json_report

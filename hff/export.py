@@ -16,10 +16,11 @@ import pandas as pd
 import torch
 from torch import nn
 
+from .backbones import Backbone
 from .checkpoints import Report
 from .datasets import normalise
 from .extract import read_faces
-from .fast import SumSRM, check_same_outputs, fold
+from .fast import DistinctSRM, SumSRM, check_same_outputs, fold
 from .inference import open_model
 from .metrics import frame_auc, video_auc
 from .models import Output, check_images
@@ -27,7 +28,7 @@ from .paths import HffError, sha256
 from .scores import score_faces
 
 # %% ../nbs/45_export.ipynb #483da164
-ENGINES, PRECISIONS, SUFFIXES = ('torch', 'onnx', 'openvino'), ('f32', 'bf16'), dict(onnx='.onnx', openvino='.xml')
+ENGINES, PRECISIONS, SUFFIXES = ('torch', 'onnx', 'openvino'), ('f32', 'mixed', 'bf16'), dict(onnx='.onnx', openvino='.xml')
 
 def need(
     name:str, # of a package
@@ -94,6 +95,7 @@ def _onnx_graph(folded, about):
         program = torch.onnx.export(_Outputs(folded), (x,), dynamo=True, dynamic_shapes=dict(images={0: torch.export.Dim('batch')}), input_names=['images'],
                                     output_names=about['outputs'], external_data=False, verbose=False)
     proto = program.model_proto
+    _name_nodes(proto, folded)
     for node in proto.graph.node: del node.metadata_props[:]; node.doc_string = ''
     del proto.graph.value_info[:], proto.metadata_props[:], proto.graph.metadata_props[:]
     for v in [*proto.graph.input, *proto.graph.output, *proto.graph.initializer]: del v.metadata_props[:]
@@ -112,29 +114,40 @@ def _write_onnx(proto, about, path):
 def _write_openvino(proto, about, path):
     ov = need('openvino')
     ov.save_model(ov.Core().read_model(model=proto.SerializeToString()), path, compress_to_fp16=False)
-    _mark_precise(path)
     files = {p.suffix: sha256(p) for p in (path, path.with_suffix('.bin'))}
     path.with_suffix('.json').write_text(_text(about | dict(files=files)), encoding='utf-8')
 
 # %% ../nbs/45_export.ipynb #b3b0ebc5
-def _mark_precise(path):
-    "Note in an OpenVINO graph that the residual of the image, from the input to its truncation, is computed in float32 whatever the hint"
-    from xml.etree import ElementTree as ET
-    tree = ET.parse(path)
-    layers = {l.get('id'): l for l in tree.getroot().find('layers')}
-    after = {}
-    for e in tree.getroot().find('edges'): after.setdefault(e.get('from-layer'), []).append(e.get('to-layer'))
-    for i in [i for i, l in layers.items() if l.get('type')=='Parameter']:
-        for l in (l for end in (('Clamp',), ('Maximum', 'Minimum')) for chain in _chains(i, layers, after, ('ReduceSum', 'Convolution', *end)) for l in chain):
-            info = l.find('rt_info')
-            if info is None: info = ET.Element('rt_info'); l.insert(int(l.find('data') is not None), info)
-            ET.SubElement(info, 'attribute', name='precise', version='0')
-    tree.write(path, xml_declaration=True, encoding='utf-8')
+def _early(net):
+    "Names of modules of a folded network: image filters, and all that `mixed` keeps in float32 beside them"
+    mods = dict(net.named_modules())
+    noise = [n for n, m in mods.items() if isinstance(m, SumSRM)]
+    parts = [f'{n}.net.{c}' for n, m in mods.items() if isinstance(m, Backbone) for i in range(3) for c in m.cut[i]]
+    return noise, parts + [n for n, m in mods.items() if isinstance(m, DistinctSRM) or n.rpartition('.')[2] in ('rsa', 'rsa_post')]
 
-def _chains(i, layers, after, kinds):
-    "Runs of layers of the given kinds that start after layer `i`"
-    if not kinds: return [[]]
-    return [[layers[j], *rest] for j in after.get(i, []) if layers[j].get('type')==kinds[0] for rest in _chains(j, layers, after, kinds[1:])]
+def _name_nodes(proto, net):
+    "Begin the names of some ONNX nodes with what they are: noise or early"
+    noise, early = (tuple(f"'net.{n}" + q for n in names for q in ("'", ".")) for names in _early(net))
+    for node in proto.graph.node:
+        scopes = next((p.value for p in node.metadata_props if p.key=='pkg.torch.onnx.name_scopes'), '')
+        kind = 'noise' if any(n in scopes for n in noise) else 'early' if any(n in scopes for n in early) else ''
+        if kind: node.name = f'{kind}.{node.name}'
+
+def _mark_precise(xml, kinds):
+    "An OpenVINO graph in which layers of the given kinds, and all that feeds them, are computed in float32 whatever the hint"
+    from xml.etree import ElementTree as ET
+    root = ET.fromstring(xml)
+    layers, before = {l.get('id'): l for l in root.find('layers')}, {}
+    for e in root.find('edges'): before.setdefault(e.get('to-layer'), []).append(e.get('from-layer'))
+    todo, done = [i for i, l in layers.items() if l.get('name').startswith(kinds)], set()
+    while todo:
+        i = todo.pop()
+        if i in done or layers[i].get('type') in ('Const', 'Parameter'): continue
+        done.add(i); todo += before.get(i, [])
+        info = layers[i].find('rt_info')
+        if info is None: info = ET.Element('rt_info'); layers[i].insert(int(layers[i].find('data') is not None), info)
+        ET.SubElement(info, 'attribute', name='precise', version='0')
+    return ET.tostring(root)
 
 # %% ../nbs/45_export.ipynb #93d193c1
 def _check(want, got, size, tol, what):
@@ -182,7 +195,7 @@ class Engine(nn.Module):
         run, # (B, 3, S, S) float32 array -> arrays of the outputs in order
         about:dict, # note of the file
         engine:str, # onnx or openvino
-        precision:str='f32', # f32 or bf16
+        precision:str='f32', # f32, mixed or bf16
     ):
         super().__init__()
         self.run, self.outputs, self.engine, self.precision = run, about['outputs'], engine, precision
@@ -237,11 +250,21 @@ def _onnx_run(data, threads):
     session = ort.InferenceSession(data, o, providers=['CPUExecutionProvider'])
     return lambda x: session.run(None, dict(images=x))
 
-def _openvino_run(model, precision, threads):
+def _openvino_graph(core, source, precision):
+    "Graph of a file or of an ONNX model's bytes, with the marks of its precision"
+    if precision=='f32': return core.read_model(model=source) if isinstance(source, bytes) else core.read_model(source, source.with_suffix('.bin'))
+    ov = need('openvino')
+    with tempfile.TemporaryDirectory() as d:
+        if isinstance(source, bytes): ov.save_model(core.read_model(model=source), source := Path(d)/'n.xml', compress_to_fp16=False)
+        weights = np.fromfile(source.with_suffix('.bin'), np.uint8)
+        xml = _mark_precise(source.read_bytes(), ('noise.', 'early.') if precision=='mixed' else ('noise.',))
+    return core.read_model(model=xml, weights=ov.Tensor(weights))
+
+def _openvino_run(source, precision, threads):
     ov = need('openvino')
     core = ov.Core()
     core.set_property(dict(ENABLE_MMAP=False))         # the file may be gone or written again
-    graph = core.read_model(model=model) if isinstance(model, bytes) else core.read_model(model, model.with_suffix('.bin'))
+    graph, precision = _openvino_graph(core, source, precision), 'f32' if precision=='f32' else 'bf16'
     want = dict(INFERENCE_PRECISION_HINT=precision, PERFORMANCE_HINT='LATENCY') | (dict(INFERENCE_NUM_THREADS=threads) if threads else {})
     try: ready = core.compile_model(graph, 'CPU', want | (dict(SNIPPETS_MODE='DISABLE') if precision=='bf16' else {}))
     except RuntimeError: ready = core.compile_model(graph, 'CPU', want)   # an older or newer one without that switch; its answer is tested all the same
@@ -288,17 +311,23 @@ class _InFloat(nn.Module):
         with torch.autocast(x.device.type, enabled=False): return self.m(x.float())
 
 class Half(nn.Module):
-    "A folded network in bfloat16, its image filters in float32"
-    differentiable, engine, precision = False, 'torch', 'bf16'
+    "A folded network in bfloat16, its image filters in float32; mixed: its early layers too"
+    differentiable, engine = False, 'torch'
     def __init__(self,
         folded:nn.Module, # from `fold`
+        precision:str='bf16', # bf16 or mixed
     ):
         super().__init__()
-        self.net = copy.deepcopy(folded)
-        for m in list(self.net.modules()):
-            for n, c in list(m._modules.items()):
-                if isinstance(c, SumSRM): m._modules[n] = _InFloat(c)
-                elif c is not None and not list(c.children()): c.to(torch.bfloat16)
+        self.net, self.precision = copy.deepcopy(folded), precision
+        noise, early = _early(self.net)
+        kept = tuple(noise + early if precision=='mixed' else noise)
+        for n, m in list(self.net.named_modules()):
+            own = next(m.parameters(recurse=False), None) is not None or next(m.buffers(recurse=False), None) is not None
+            owner, _, leaf = n.rpartition('.')
+            if isinstance(m, (SumSRM, DistinctSRM) if precision=='mixed' else SumSRM): self.net.get_submodule(owner)._modules[leaf] = _InFloat(m)
+            elif any(n==k or n.startswith(k+'.') for k in kept):
+                if own and not list(m.children()): self.net.get_submodule(owner)._modules[leaf] = _InFloat(m)
+            elif own and not list(m.children()): m.to(torch.bfloat16)
         for k in ('config', 'image_size', 'report', 'origin'):
             if hasattr(folded, k): setattr(self, k, getattr(folded, k))
         super().train(False)
@@ -316,12 +345,12 @@ def is_exported(
 def open_engine(
     source=None, # exported file; or checkpoint, run folder, network (None: the network that ships)
     engine:str='torch', # torch (the folded network), onnx or openvino; a checkpoint is exported on the way
-    precision:str='f32', # f32, or bf16 where the runtime has it
+    precision:str='f32', # f32, or mixed or bf16 where the runtime has it
     threads:int|None=None, # of the runtime (default: its own choice; torch: for the whole process)
 )->nn.Module: # a network for `score_images` and `predict`, without gradients
     "A network ready for fast inference on the CPU"
     _one_of('engine', engine, ENGINES); _one_of('precision', precision, PRECISIONS)
-    if engine=='onnx' and precision=='bf16': raise HffError("ONNX Runtime has no bfloat16 on a CPU: use engine openvino or torch, or precision f32")
+    if engine=='onnx' and precision!='f32': raise HffError("ONNX Runtime has no bfloat16 on a CPU: use engine openvino or torch, or precision f32")
     if is_exported(source):
         if engine=='torch': raise HffError(f"{source} is an exported file, torch reads checkpoints: choose engine {'onnx or ' if str(source).endswith('.onnx') else ''}openvino")
         if engine=='onnx' and Path(source).suffix!='.onnx': raise HffError(f"{source} is for OpenVINO: choose engine openvino, or export to onnx")
@@ -329,7 +358,7 @@ def open_engine(
     if engine=='torch':
         if threads: torch.set_num_threads(threads)
         folded = fold(open_model(source, None if isinstance(source, nn.Module) else 'cpu'))
-        return Half(folded) if precision=='bf16' else folded
+        return folded if precision=='f32' else Half(folded, precision)
     model = open_model(source, None if isinstance(source, nn.Module) else 'cpu')
     with tempfile.TemporaryDirectory() as d:
         out = _load(export_model(model, Path(d)/f'network{SUFFIXES[engine]}', engine), engine, precision, threads)
@@ -340,7 +369,7 @@ def open_engine(
 def compare_engines(
     checkpoint, # file, run folder, network (None: the network that ships)
     faces:Path|str, # folder of crops, of the network's size
-    engines=(('torch', 'f32'), ('torch', 'bf16'), ('onnx', 'f32'), ('openvino', 'f32'), ('openvino', 'bf16')), # pairs of engine and precision; or name -> network
+    engines=(('torch', 'f32'), ('torch', 'mixed'), ('torch', 'bf16'), ('onnx', 'f32'), ('openvino', 'f32'), ('openvino', 'mixed'), ('openvino', 'bf16')), # pairs of engine and precision; or name -> network
     split:str='test', # which rows, or all
     most:int|None=None, # rows at most, evenly spread over the table (default: all)
 )->pd.DataFrame: # engine, precision, frames, AUC of frames and videos, their distance from the plain network's, largest distance of a logit
