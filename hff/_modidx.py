@@ -525,6 +525,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'hff.manifest': { 'hff.manifest._checked': ('manifest.html#_checked', 'hff/manifest.py'),
                               'hff.manifest._key': ('manifest.html#_key', 'hff/manifest.py'),
                               'hff.manifest._refuse': ('manifest.html#_refuse', 'hff/manifest.py'),
+                              'hff.manifest._sound': ('manifest.html#_sound', 'hff/manifest.py'),
                               'hff.manifest.check_faces': ('manifest.html#check_faces', 'hff/manifest.py'),
                               'hff.manifest.check_manifest': ('manifest.html#check_manifest', 'hff/manifest.py'),
                               'hff.manifest.counts': ('manifest.html#counts', 'hff/manifest.py'),

@@ -137,7 +137,13 @@ def read_manifest(
 )->pd.DataFrame: # checked
     "Read, and check what another program wrote"
     m = read_table(path)
-    return m if (pq.read_schema(path).metadata or {}).get(b'hff')==b'checked manifest' and set(COLUMNS)<=set(m) else check_manifest(m)
+    marked = (pq.read_schema(path).metadata or {}).get(b'hff')==b'checked manifest'
+    return m if marked and _sound(m) else check_manifest(m)
+
+def _sound(m):
+    "Are the columns there, and of the right kinds? What can be seen without going through the rows"
+    kinds = pd.api.types
+    return m.columns.is_unique and set(COLUMNS)<=set(m) and kinds.is_integer_dtype(m.label) and all(kinds.is_string_dtype(m[c]) for c in COLUMNS if c!='label')
 
 # %% ../nbs/22_manifest.ipynb #1909b9ac
 def write_rows(
