@@ -486,7 +486,8 @@ DEEP = b'['*4_000
 FOUND = [     # what once crashed: parser, case, is it refused?
     ('FaceForensics++ splits', ('splits/train.json', DEEP), True), ('FaceForensics++ splits', ('splits/train.json', b'1'*5000), True), ('DFDC lists', ('train/dfdc_train_part_0/metadata.json', b'{"\\ud800.mp4": {"label": "REAL"}}'), True),
     ('DeepfakeBench JSON', DEEP, True), ('LMDB keys and values', {b'X\\a\\b\\\xff1.png': b''}, False), ('landmarks of a clip', npz(landmarks=np.zeros(())), False), ('landmarks of a clip', npz(landmarks=np.array('x')), False),
-    ('manifest rows', pd.concat([MANIFEST, MANIFEST[['label']]], axis=1), True), ('manifest', parquet(MANIFEST, {b'pandas': b'{}'}), True), ('score table', parquet(few(), {b'pandas': b'[]'}), True),
+    ('manifest rows', pd.concat([MANIFEST, MANIFEST[['label']]], axis=1), True), ('manifest', parquet(MANIFEST, {b'pandas': b'{}'}), True), ('manifest', parquet(MANIFEST.assign(target=[['x']]*4), {b'hff': b'checked manifest'}), True),
+    ('score table', parquet(few(), {b'pandas': b'[]'}), True),
     ('calibration', DEEP, True), ('calibration', b'[]', True), ('calibration', json.dumps(CALIBRATION | dict(method=['platt'])).encode(), True), ('calibration', json.dumps(CALIBRATION | dict(method='isotonic', params=dict(logit=[[1]], score=[1]))).encode(), True),
     ('faces', ('faces.json', b'5'), True), ('faces', ('faces.json', b'{}'), True), ('faces', ('faces.parquet', parquet(FACES.assign(label='True'))), True), ('faces', ('faces.parquet', parquet(FACES.drop(columns='quality'))), True),
     ('faces', ('faces.parquet', parquet(FACES.assign(frame=.5))), True), ('faces', ('faces.parquet', parquet(FACES.assign(video=[{'a': 1}]*len(FACES)))), True), ('recipe settings', 5, True), ('recipe settings', PLAIN | dict(lr=None), True),
