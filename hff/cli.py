@@ -414,12 +414,12 @@ def predict(
 
 def _engine(checkpoint, device, engine, precision, overlay, heat):
     "What scores, and what heat maps are taken from"
+    from hff.export import SUFFIXES, is_exported, open_engine
     from hff.inference import open_model
-    file = checkpoint and Path(checkpoint).suffix in ('.onnx', '.xml')
-    if not engine and file: engine = dict(onnx='onnx', xml='openvino')[Path(checkpoint).suffix[1:]]
+    file = is_exported(checkpoint)
+    if not engine and file: engine = next(k for k, s in SUFFIXES.items() if s==Path(checkpoint).suffix)
     if not engine and precision!='f32': raise HffError(f"--precision {precision} goes with --engine torch or openvino")
     if not engine: return (model := open_model(checkpoint, device)), model
-    from hff.export import open_engine
     if device not in (None, 'cpu'): raise HffError(f"--engine {engine} runs on the CPU: leave --device {device} out, or the engine")
     if file and overlay and heat=='gradcam': raise HffError("Grad-CAM needs gradients, which an exported file does not have: give the checkpoint, or --heat attention or none")
     if file: return (model := open_engine(checkpoint, engine, precision)), model
@@ -434,11 +434,11 @@ def export(
     out:Annotated[str, typer.Option(help="file to write, .onnx or .xml (default: the network's name in the current folder)")]='',
 ):
     "Write a network for another runtime, folded, and compare the file's outputs with it."
-    from hff.export import SUFFIXES, export_model
+    from hff.export import PARTS, SUFFIXES, export_model
     from hff.inference import OWN_CHECKPOINT
     if to not in SUFFIXES: raise HffError(f"--to {to!r}: choose onnx or openvino")
     path = export_model(checkpoint or None, out or Path(checkpoint or OWN_CHECKPOINT).stem+SUFFIXES[to], to)
-    typer.echo(f"{path}: {sum(p.stat().st_size for s in ('.onnx',)*(to=='onnx') or ('.xml', '.bin', '.json') for p in [path.with_suffix(s)])/1e6:.1f} MB, the same outputs as the network")
+    typer.echo(f"{path}: {sum(path.with_suffix(s).stat().st_size for s in PARTS[to])/1e6:.1f} MB, the same outputs as the network")
 
 # %% ../nbs/62_cli.ipynb #f8246532
 @app.command(epilog="Example: hff share runs/mini/two_stream-F2F-c23-s0-0123abcd --out two_stream-F2F")

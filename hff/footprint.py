@@ -6,7 +6,7 @@
 __all__ = ['loop_video', 'peak_mb', 'command_peak', 'drifting', 'bench_memory']
 
 # %% ../nbs/73_footprint.ipynb #9e689bd5
-import json, os, platform, subprocess, sys, tempfile
+import json, subprocess, sys, tempfile
 from pathlib import Path
 
 import av
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .clips import read_picture
-from .paths import HffError, atomic
+from .paths import HffError, atomic, child_env, memory
 from .video import write_video
 
 # %% ../nbs/73_footprint.ipynb #31ec75ee
@@ -42,10 +42,7 @@ def loop_video(
 # %% ../nbs/73_footprint.ipynb #bfbefe88
 def peak_mb()->float: # megabytes (2**20)
     "Largest resident memory of this process since it started"
-    status = Path('/proc/self/status')
-    if status.is_file(): return int(status.read_text().split('VmHWM:')[1].split()[0])/1024
-    import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if platform.system()=='Darwin' else 1024)
+    return memory(peak=True)/2**20
 
 _CHILD = """import json, sys, time
 from hff.cli import main
@@ -57,8 +54,7 @@ def command_peak(
     *words:str, # after `hff`
 )->tuple: # peak in MB, seconds (without starting Python)
     "Run a command of `hff` in a process of its own"
-    env = os.environ | dict(TQDM_DISABLE='1', PYTHONPATH=os.pathsep.join(p for p in sys.path if p))
-    r = subprocess.run([sys.executable, '-c', _CHILD, json.dumps([str(w) for w in words])], env=env, capture_output=True, text=True)
+    r = subprocess.run([sys.executable, '-c', _CHILD, json.dumps([str(w) for w in words])], env=child_env(TQDM_DISABLE='1'), capture_output=True, text=True)
     code, peak, seconds = json.loads(r.stdout.splitlines()[-1]) if r.returncode==0 else (r.returncode, 0, 0)
     if code: raise HffError(f"hff {' '.join(map(str, words))} failed: {r.stderr.strip().splitlines()[-1] if r.stderr.strip() else code}")
     return peak, seconds

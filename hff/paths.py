@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HffError', 'root', 'is_checkout', 'data_dir', 'runs_dir', 'figures_dir', 'asset', 'atomic', 'write_json', 'read_json',
-           'locked', 'end_with', 'sha256', 'cores', 'progress']
+           'locked', 'end_with', 'sha256', 'child_env', 'memory', 'cores', 'progress']
 
 # %% ../nbs/00_paths.ipynb #f31e36e5
 import ctypes, hashlib, json, os, shutil, signal, sys, threading, time
@@ -142,6 +142,23 @@ def sha256(
     for p in sorted(q for q in path.rglob('*') if q.is_file()):
         h.update(f'{p.relative_to(path).as_posix()} {sha256(p)}\n'.encode())
     return h.hexdigest()
+
+# %% ../nbs/00_paths.ipynb #b00f7c04
+def child_env(
+    **more:str, # further variables
+)->dict: # for `subprocess`
+    "The environment of this process for a child that imports the same `hff`"
+    import hff
+    return os.environ | dict(PYTHONPATH=os.pathsep.join([str(Path(hff.__file__).parent.parent), *filter(None, [os.environ.get('PYTHONPATH')])])) | more
+
+def memory(
+    peak:bool=False, # at its highest instead of now
+)->int: # bytes
+    "Resident memory of this process"
+    status = Path('/proc/self/status')
+    if status.is_file(): return int(status.read_text().split('VmHWM:' if peak else 'VmRSS:')[1].split()[0])*1024
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform=='darwin' else 1024)
 
 # %% ../nbs/00_paths.ipynb #37b20de2
 def cores()->int: # at least 1

@@ -347,13 +347,13 @@ def _packed(folder):
 def run_notebooks(
     books:list, # paths
     preset:str, # size
-    seeds:tuple|dict, # of the runs; table -> seeds when they differ
+    seeds:tuple, # of the runs
     out_dir:Path, # tables and pictures
     jobs:int=2, # at a time
     data_root:str='', # a FaceForensics++ tree, for those that need more than scores
     cross:dict|None=None, # other data sets, for the same
 )->pd.DataFrame: # notebook, ok, seconds, error
-    "Run paper notebooks on the packed scores of `out_dir`"
+    "Run paper notebooks on the packed scores of `out_dir`, with all seeds that lie there; those that need networks with these seeds"
     _need_notebooks()
     from jupyter_core.utils import ensure_event_loop
     os.environ |= dict(TQDM_DISABLE='1', OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS', '1'))     # for the kernels: no bars in stored outputs, a core each
@@ -361,7 +361,7 @@ def run_notebooks(
     with ThreadPoolExecutor(jobs) as pool, progress(total=len(books), desc='notebooks') as bar:
         def one(b):
             further = dict(data_root=str(data_root), cross=cross or {}, jobs=1) if b.stem in NETWORK_BOOKS else {}
-            r = run_notebook(b, runs_root(preset)/'notebooks'/b.name, seeds=_seeds(b, seeds), **params, **further)
+            r = run_notebook(b, runs_root(preset)/'notebooks'/b.name, seeds=_seeds(b, seeds, out_dir), **params, **further)
             ensure_event_loop().close()                                           # the kernel's client leaves its loop to the thread
             bar.update(1); print('{notebook}: {0} in {seconds} s {error}'.format('done' if r['ok'] else 'FAILED', **r), flush=True)
             return r
@@ -377,10 +377,12 @@ def _end_kernels():
             if 'ipykernel_launcher' in p.cmdline(): p.kill()
         except psutil.Error: pass                                                  # gone already
 
-def _seeds(book, seeds):
-    "The seeds that all tables behind a notebook were run with"
-    if not isinstance(seeds, dict): return list(seeds)
-    of = [set(seeds[t]) for t in tables_of([book]) if t in seeds] or [set().union(*seeds.values())]
+def _seeds(book, seeds, out_dir):
+    "The seeds that all tables behind a notebook were packed with; where networks are opened, or nothing is packed, those that were asked for"
+    facts = Path(out_dir)/'scores/facts.json'
+    if book.stem in NETWORK_BOOKS or not facts.is_file(): return list(seeds)
+    packed = seeds_of(read_json(facts))
+    of = [set(packed[t]) for t in tables_of([book]) if t in packed] or [set().union(*packed.values())]
     return sorted(set.intersection(*of))
 
 def write_page(
@@ -434,7 +436,6 @@ def _reproduce(books, preset, seeds, data_root, cross, out_dir, jobs, from_score
     kept = []
     if from_scores:
         facts = _adopt(from_scores, out_dir)
-        seeds = seeds_of(facts)
         if not only: books = [b for b in notebooks(('all',)) if set(tables_of([b])) <= set(facts['tables'])]
         kept = [b for b in books if b.stem in NETWORK_BOOKS and _adopt_files(b, Path(from_scores).resolve().parent, out_dir)]
         books = [b for b in books if b.stem not in NETWORK_BOOKS or b in kept]

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from .experiments import EXPERIMENTS, all_runs
-from .paths import HffError, atomic
+from .paths import HffError, atomic, child_env, memory
 from .recipe import METHODS, Recipe, load_preset, make_recipe
 
 # %% ../nbs/63_scale.ipynb #76db1ee6
@@ -211,13 +211,6 @@ def made_up_faces(
     write_json(dict(id='made-up', size=size, frames=frames), folder/'faces.json')
     return folder
 
-def _memory(peak):
-    "Bytes of this process, now or at its highest"
-    p = Path('/proc/self/status')
-    if p.exists(): return int(re.search(rf'{"VmHWM" if peak else "VmRSS"}:\s+(\d+)', p.read_text())[1])*1024
-    import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform=='darwin' else 1024)
-
 def table_work(
     faces:Path|str, # folder with the table
     recipe:Recipe, # what a run would take of it
@@ -227,9 +220,9 @@ def table_work(
     from hff.metrics import evaluate
     from hff.scores import SCORE_COLUMNS, check_scores
     from hff.trainer import batches_of, part_of, split_faces
-    out, before = {}, _memory(False)
+    out, before = {}, memory()
     def part(name, f):
-        start = time.time(); x = f(); out[name] = round(time.time()-start, 2)
+        start = time.perf_counter(); x = f(); out[name] = round(time.perf_counter()-start, 2)
         return x
     parts = part('split the table', lambda: split_faces(recipe, faces))
     data = part('labels of the training faces', lambda: FaceDataset(parts['train'], faces))
@@ -241,18 +234,15 @@ def table_work(
         t.loc[t.status.ne('ok'), ['logit', 'score']] = np.nan
         return evaluate(check_scores(t[SCORE_COLUMNS]))
     part('metrics of the test, with intervals', scores)
-    return out | {k: len(v) for k, v in parts.items()} | dict(steps=len(batches), mb=round((_memory(True)-before)/1e6))
+    return out | {k: len(v) for k, v in parts.items()} | dict(steps=len(batches), mb=round((memory(peak=True)-before)/1e6))
 
 def table_work_apart(
     faces:Path|str, # folder with the table
     recipe:Recipe, # what a run would take of it
 )->dict: # as `table_work`
     "`table_work` in a process of its own, so that its memory can be told"
-    import hff
     code = ("import json, sys; from hff.recipe import make_recipe; from hff.scale import table_work; "
             "print(json.dumps(table_work(sys.argv[1], make_recipe(**json.loads(sys.argv[2])))))")
-    path = [str(Path(hff.__file__).parent.parent), *filter(None, [os.environ.get('PYTHONPATH')])]
-    env = os.environ | dict(PYTHONPATH=os.pathsep.join(path))
-    r = subprocess.run([sys.executable, '-c', code, str(faces), json.dumps(asdict(recipe))], capture_output=True, text=True, env=env)
+    r = subprocess.run([sys.executable, '-c', code, str(faces), json.dumps(asdict(recipe))], capture_output=True, text=True, env=child_env())
     if r.returncode: raise HffError(f"The work on tables failed: {r.stderr.strip().splitlines()[-1]}")
     return json.loads(r.stdout)

@@ -25,7 +25,7 @@ from .extract import GEOMETRY, read_faces, read_settings
 from .losses import make_loss, map_loss
 from .manifest import select
 from .metrics import frame_auc, video_auc
-from .paths import HffError, atomic, end_with, locked, progress, read_json, write_json
+from .paths import HffError, atomic, child_env, end_with, locked, progress, read_json, write_json
 from .recipe import Recipe, load_recipe, make_recipe
 from .scores import score_faces, write_scores
 
@@ -617,9 +617,7 @@ def _launch(
     run_root:Path, # parent of the run folders
 )->subprocess.Popen: # started
     "Start some runs in a process of their own, with one thread"
-    import hff
-    here = str(Path(hff.__file__).parent.parent)
-    env = {k: v for k, v in os.environ.items() if k not in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')} | dict(OMP_NUM_THREADS='1', TQDM_DISABLE='1', PYTHONPATH=os.pathsep.join(filter(None, (here, os.environ.get('PYTHONPATH')))))
+    env = {k: v for k, v in child_env(OMP_NUM_THREADS='1', TQDM_DISABLE='1').items() if k not in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')}
     for r, *_ in todo:
         try: (run_root/r.name).mkdir(parents=True, exist_ok=True); (run_root/r.name/'error.txt').unlink(missing_ok=True)
         except OSError as e: raise HffError(f"Cannot write in the run folder {run_root/r.name}: {e.strerror}; choose another run root") from e
