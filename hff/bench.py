@@ -33,6 +33,7 @@ def race(
     t = {name: [] for name in candidates}
     for _ in progress(range(rounds), desc='rounds'):
         for name, f in candidates.items():
+            time.sleep(.05)                                                          # threads of the one before may still spin
             start = time.perf_counter(); f(); t[name].append(time.perf_counter()-start)
     out = pd.DataFrame([dict(candidate=n, median=np.median(v), fastest=min(v), slowest=max(v)) for n, v in t.items()])
     return out.assign(per_second=work/out['median'], ratio=out['median'][0]/out['median'])
@@ -120,7 +121,7 @@ def _of(module, name):
         return getattr(import_module(module), f'bench_{name}')(**kw)
     return bench
 
-BENCHES = dict(loading=bench_loading, manifest=bench_manifest, faces=bench_faces, **{n: _of('hff.speed', n) for n in ('inference', 'training', 'srm', 'dcma', 'startup', 'miniff', 'curve')}, memory=_of('hff.footprint', 'memory'), faults=_of('hff.faults', 'faults'))
+BENCHES = dict(loading=bench_loading, manifest=bench_manifest, faces=bench_faces, **{n: _of('hff.speed', n) for n in ('inference', 'training', 'srm', 'dcma', 'startup', 'miniff', 'curve', 'auc')}, memory=_of('hff.footprint', 'memory'), faults=_of('hff.faults', 'faults'))
 QUICK = dict(loading=dict(n=40, rounds=2), manifest=dict(rows=2000, rounds=1), faces=dict(seconds=1, frames=2, rounds=1), faults=dict(trials=1, names=('miniff',), faults=('kill',)))   # arguments of a run that only shows that it works
 
 def run_bench(

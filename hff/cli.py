@@ -523,7 +523,7 @@ def _names(paths):
 # %% ../nbs/62_cli.ipynb #f4b31c70
 @app.command(epilog="Example: hff bench loading")
 def bench(
-    what:Annotated[str, typer.Argument(help="inference, training, srm, dcma, startup, miniff, curve, loading, manifest, faces, memory, or faults (no speed: every command is broken off in every way)")],
+    what:Annotated[str, typer.Argument(help="inference, training, srm, dcma, startup, miniff, curve, auc, loading, manifest, faces, memory, or faults (no speed: every command is broken off in every way)")],
     out:Annotated[str, typer.Option(help="CSV to write (default: figures/bench/WHAT.csv; with --quick none)")]='',
     quick:Annotated[bool, typer.Option('--quick', help="tiny sizes: does it work? (the times mean nothing)")]=False,
 ):

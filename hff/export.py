@@ -373,10 +373,12 @@ def compare_engines(
     engines=(('torch', 'f32'), ('torch', 'mixed'), ('torch', 'bf16'), ('onnx', 'f32'), ('openvino', 'f32'), ('openvino', 'mixed'), ('openvino', 'bf16')), # pairs of engine and precision; or name -> network
     split:str='test', # which rows, or all
     most:int|None=None, # rows at most, evenly spread over the table (default: all)
+    methods:tuple|None=None, # of forgery, beside real (default: all)
 )->pd.DataFrame: # engine, precision, frames, AUC of frames and videos, their distance from the plain network's, largest distance of a logit
     "AUC of a network and of its engines on the same crops"
     t = read_faces(faces)
     t = t if split=='all' else t[t.split==split]
+    if methods: t = t[t.method.isin(('real', *methods))]
     if most and len(t)>most: t = t.iloc[np.linspace(0, len(t)-1, most).round().astype(int)]
     if not len(t): raise HffError(f"{faces} has no faces of the split {split}")
     plain = open_model(checkpoint, None if isinstance(checkpoint, nn.Module) else 'cpu')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'PEAKS', 'settings', 'roofline', 'same_network', 'bench_inference', 'training_step', 'step_memory',
            'waiting_share', 'bench_training', 'bench_srm', 'bench_dcma', 'bench_startup', 'bench_miniff',
-           'learning_curves', 'curve_difference', 'bench_curve', 'estimate_gpu']
+           'learning_curves', 'curve_difference', 'bench_curve', 'bench_auc', 'estimate_gpu']
 
 # %% ../nbs/72_speed.ipynb #5ba9fa58
 import json, os, subprocess, sys, tempfile, time, warnings
@@ -45,25 +45,26 @@ def _macs(model):
     return cost(**model.config)['macs']
 
 # %% ../nbs/72_speed.ipynb #db6b90a2
+def _products(n, dtype=torch.float32):
+    "Name -> function: a product of two matrices of that size, by several libraries"
+    a, b = (torch.rand(n, n, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    x, w, f, g = b.to(dtype)[None, :, :, None].contiguous(memory_format=torch.channels_last), a.to(dtype)[:, :, None, None], a.to(dtype), b.to(dtype)
+    return {'PyTorch': lambda: f@g, '1x1 convolution': lambda: F.conv2d(x, w)[0, :, :, 0]} | ({'NumPy': lambda: a.numpy()@b.numpy()} if dtype==torch.float32 else {})
+
 def roofline(
     quick:bool=False, # small matrices, few rounds
     macs:float|None=None, # of the network, for one image (default: the paper's)
-)->pd.DataFrame: # precision, n, gflops (fastest round), bound_ms (of one image)
+)->pd.DataFrame: # precision, how, n, gflops (fastest round), bound_ms (of one image)
     "Peak of the matrix product on this machine, and the bound that it sets"
     from hff.models import cost
     macs, rows = macs or cost()['macs'], []
-    for name, dtype in (('float32', torch.float32), ('bfloat16', torch.bfloat16)):
-        for n in (256,) if quick else (1024, 2048, 3072):
-            a, b = (torch.rand(n, n, generator=torch.Generator().manual_seed(i)).to(dtype) for i in (0, 1))
-            t = race(dict(product=lambda: a@b), 2*n**3, 2 if quick else 7).fastest[0]
-            rows.append(dict(precision=name, n=n, gflops=2*n**3/t/1e9))
+    with torch.inference_mode():
+        for name, dtype in (('float32', torch.float32), ('bfloat16', torch.bfloat16)):
+            for n in (256,) if quick else (1024, 2048, 3072):
+                t = race(_products(n, dtype), 1, 2 if quick else 7)
+                rows += [dict(precision=name, how=how, n=n, gflops=2*n**3/s/1e9) for how, s in zip(t.candidate, t.fastest)]
     best = pd.DataFrame(rows).sort_values('gflops').groupby('precision', sort=False).tail(1).sort_values('precision', ascending=False, ignore_index=True)
     return best.assign(bound_ms=2*macs/best.gflops/1e6, **settings())
-
-def _product(n, dtype=torch.float32):
-    "A matrix product, to run beside networks"
-    a, b = torch.rand(n, n).to(dtype), torch.rand(n, n).to(dtype)
-    return lambda: a@b
 
 # %% ../nbs/72_speed.ipynb #d58f70a7
 def _engines(model, folder, sizes, exports, quick):
@@ -73,22 +74,22 @@ def _engines(model, folder, sizes, exports, quick):
     folded = fold(model)                                                             # in channels last
     out = {'transcription': (transcribe(model), 1e-5, 0.), 'hff': (_logits(model), 1e-5, 0.), 'hff folded': (_logits(folded, torch.channels_last), 1e-4, 0.)}
     ways = {'hff folded, torch.compile': lambda: _compiled(folded, sizes, model.image_size), 'hff folded, bfloat16': lambda: _opened(model, folder, 'torch', 'bf16'),
-            'OpenVINO f32': lambda: _opened(model, folder, 'openvino', 'f32'), 'OpenVINO bf16': lambda: _opened(model, folder, 'openvino', 'bf16'),
+            'OpenVINO f32': lambda: _opened(model, folder, 'openvino', 'f32'), 'OpenVINO mixed': lambda: _opened(model, folder, 'openvino', 'mixed'), 'OpenVINO bf16': lambda: _opened(model, folder, 'openvino', 'bf16'),
             'ONNX Runtime f32': lambda: _opened(model, folder, 'onnx', 'f32')}
     if quick: del ways['hff folded, torch.compile']                                  # minutes for every size
     for name, make in ways.items() if exports else ():
         start = time.perf_counter()
         try: f = make()
         except Exception as e: warnings.warn(f"{name} is left out: {str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}"); continue
-        out[name] = f, .05 if name.endswith(('bf16', 'bfloat16')) else 1e-4, time.perf_counter()-start
+        out[name] = f, .05 if name.endswith(('mixed', 'bf16', 'bfloat16')) else 1e-4, time.perf_counter()-start
     return out
 
 def _logits(model, form=torch.contiguous_format): return lambda x: model(x.contiguous(memory_format=form)).logits
 
 def _compiled(folded, sizes, side):
     "Compiled for each size of a batch"
-    fast = torch.compile(folded, dynamic=False)
-    with warnings.catch_warnings(action='ignore'):
+    fast = torch.compile(folded, dynamic=False, options=dict(freezing=True))         # the weights are laid out once
+    with warnings.catch_warnings(action='ignore'), torch.no_grad():
         for b in sizes: fast(_images(b, side).contiguous(memory_format=torch.channels_last))
     return _logits(fast, torch.channels_last)
 
@@ -113,22 +114,23 @@ def same_network(
 
 def bench_inference(
     quick:bool=False, # 64 pixels, batches of 1 and 2, nothing compiled
-    rounds:int=7, # see `race`
+    rounds:int=7, # see `race`; small batches, which vary more, are run up to eight times as often
     exports:bool=True, # also torch.compile, bfloat16, OpenVINO and ONNX Runtime, which take a while to get ready
-)->pd.DataFrame: # candidate, batch, median ... (seconds), per_second, ratio, of_bound (median over that of the matrix product), warm_up, differs
+    sizes:tuple=(1, 8, 32), # of a batch
+)->pd.DataFrame: # candidate, batch, median ... (seconds), per_second, ratio, of_bound (median over that of the matrix product), warm_up, differs, product (which one)
     "The network on random images, beside a matrix product with as many multiply-adds"
-    model, n, said = _network(quick), 128 if quick else 2048, settings()
-    macs, out, sizes = _macs(model), [], (1, 2) if quick else (1, 8, 32)
+    model, said = _network(quick), settings()
+    macs, out, sizes, top = _macs(model), [], (1, 2) if quick else sizes, roofline(quick).iloc[0]
     with tempfile.TemporaryDirectory() as d, torch.no_grad():
         engines = _engines(model, d, sizes, exports, quick)
         differs = same_network(engines, _images(1, model.image_size))
         for b in sizes:
             x = _images(b, model.image_size)
-            t = race({k: (lambda f=f: f(x)) for k, (f, *_) in engines.items()} | {'matrix product': _product(n)}, b, 1 if quick else rounds)
-            t.loc[t.candidate.eq('matrix product'), ['median', 'fastest', 'slowest']] *= macs*b/n**3
+            t = race({k: (lambda f=f: f(x)) for k, (f, *_) in engines.items()} | {'matrix product': _products(int(top.n))[top.how]}, b, 1 if quick else rounds*max(1, 8//b))
+            t.loc[t.candidate.eq('matrix product'), ['median', 'fastest', 'slowest']] *= macs*b/int(top.n)**3
             t = t.assign(per_second=b/t['median'], ratio=t['median'].iloc[0]/t['median'], of_bound=t['median']/t['median'].iloc[-1])
             out.append(t.assign(batch=b, warm_up=[e[2] for e in engines.values()]+[0.], differs=[*differs.values(), np.nan]))
-    return _ordered(pd.concat(out, ignore_index=True), said)
+    return _ordered(pd.concat(out, ignore_index=True), said | dict(product=f'{top.how}, {top.n}'))
 
 def _ordered(t, said):
     "What matters first, then settings"
@@ -349,6 +351,24 @@ def bench_curve(
     faces = faces_of(open_data(preset), r)
     t = learning_curves(preset_recipe(preset, data=faces.name, **(dict(model='rgb', watch=0) if quick else {})), faces, runs_dir()/'curve', seeds=(0, 1) if quick else (0, 1, 2))
     return t.assign(**curve_difference(t), **said)
+
+# %% ../nbs/72_speed.ipynb #f221152b
+def bench_auc(
+    quick:bool=False, # the smoke preset, a small network of its own, engines of PyTorch
+)->pd.DataFrame: # network, engine, precision, frames, frame_auc, video_auc, their distance from the plain network's, logit_change (largest)
+    "AUC of trained networks in each engine"
+    from hff.export import compare_engines
+    from hff.paths import runs_dir
+    from hff.recipe import preset_recipe
+    from hff.reproduce import faces_of, open_data
+    from hff.trainer import run_all
+    preset, said = 'smoke' if quick else 'mini', settings()
+    faces = faces_of(open_data(preset), preset_recipe(preset))
+    kind = {} if quick else dict(backbone='legacy_xception', pretrained=False, epochs=6, precision='bfloat16')
+    run = run_all([preset_recipe(preset, data=faces.name, train_methods=('DF',), watch=0, **kind)], faces, runs_dir()/'auc', jobs=1)[0]
+    t = compare_engines(run, faces, methods=('DF',), **(dict(engines=[('torch', 'f32'), ('torch', 'bf16')]) if quick else {})).assign(network='small' if quick else 'Xception, trained on DF')
+    if not quick: t = pd.concat([t, compare_engines(None, faces).assign(network='the one that ships')], ignore_index=True)     # made for crops of 128 pixels
+    return t[['network', *t.columns[:-1]]].assign(**said)
 
 # %% ../nbs/72_speed.ipynb #20828545
 PEAKS = dict(H100=dict(float32=495e12, bfloat16=989e12, bandwidth=3.35e12), A100=dict(float32=156e12, bfloat16=312e12, bandwidth=2.04e12))   # dense, TF32 for float32; bytes a second (SXM, 80 GB)

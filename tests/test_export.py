@@ -202,4 +202,6 @@ def test_same_detector(tmp_path):
     t = compare_engines(None, tmp_path, [('torch', 'f32'), ('torch', 'bf16')])
     assert t.engine.tolist() == ['plain', 'torch', 'torch'] and t.frames.eq(12).all() and t.frame_auc.between(0, 1).all()
     assert t.logit_change[0] == 0 and t.logit_change[1] < 1e-5 < t.logit_change[2] < .1 and t.frame_auc_change[1] == 0
+    assert compare_engines(None, tmp_path, [], methods=('DF',)).frames.tolist() == [12]
+    with pytest.raises(HffError, match='needs real'): compare_engines(None, tmp_path, [], methods=('NT',))
     with pytest.raises(HffError, match='no faces of the split val'): compare_engines(None, tmp_path, split='val')
