@@ -185,7 +185,7 @@ def _same_video(root):
     p = next((p for p in (root/'conversion_dict.json', root/'splits/conversion_dict.json') if p.is_file()), None)
     if p is None: return SHARED
     groups, entries = {}, read_json(p)
-    if not isinstance(entries, dict) or not all(isinstance(v, str) and v for v in entries.values()):
+    if not isinstance(entries, dict) or not all(isinstance(v, str) and v.split() for v in entries.values()):
         raise HffError(f'{p}: expected entries like "000": "<YouTube id> <number>"')
     for k, v in entries.items(): groups.setdefault(v.split()[0], []).append(k)
     return [ids for ids in groups.values() if len(ids)>1]

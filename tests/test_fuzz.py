@@ -484,7 +484,7 @@ def grey(value): Image.fromarray(np.full((4, 4), value, 'f4')).save(b := io.Byte
 
 DEEP = b'['*4_000
 FOUND = [     # what once crashed: parser, case, is it refused?
-    ('FaceForensics++ splits', ('splits/train.json', DEEP), True), ('FaceForensics++ splits', ('splits/train.json', b'1'*5000), True), ('DFDC lists', ('train/dfdc_train_part_0/metadata.json', b'{"\\ud800.mp4": {"label": "REAL"}}'), True),
+    ('FaceForensics++ splits', ('splits/train.json', DEEP), True), ('FaceForensics++ splits', ('splits/train.json', b'1'*5000), True), ('FaceForensics++ splits', ('conversion_dict.json', b'{"000": " "}'), True), ('DFDC lists', ('train/dfdc_train_part_0/metadata.json', b'{"\\ud800.mp4": {"label": "REAL"}}'), True),
     ('DeepfakeBench JSON', DEEP, True), ('LMDB keys and values', {b'X\\a\\b\\\xff1.png': b''}, False), ('landmarks of a clip', npz(landmarks=np.zeros(())), False), ('landmarks of a clip', npz(landmarks=np.array('x')), False),
     ('manifest rows', pd.concat([MANIFEST, MANIFEST[['label']]], axis=1), True), ('manifest', parquet(MANIFEST, {b'pandas': b'{}'}), True), ('manifest', parquet(MANIFEST.assign(target=[['x']]*4), {b'hff': b'checked manifest'}), True),
     ('score table', parquet(few(), {b'pandas': b'[]'}), True),

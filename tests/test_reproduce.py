@@ -2,6 +2,7 @@
 import json, os, subprocess, sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -197,6 +198,21 @@ def test_readme_shows_the_committed_speeds():
     loading, manifest = (pd.read_csv(ROOT/f'figures/bench/{n}.csv') for n in ('loading', 'manifest'))
     for i in (0, 2, 3): assert f'{loading.per_second[i]:,.0f}' in text, loading.candidate[i]
     assert f'{manifest.grew_mb[0]:,.0f} MB' in text and f"{manifest['median'][1]:.2f} s" in text
+
+
+def test_readme_shows_the_committed_ratios():
+    "The tables of inference and training, row by row, and the sentence below them"
+    text, (inf, train, start) = (ROOT/'README.md').read_text(), (pd.read_csv(ROOT/f'figures/bench/{n}.csv') for n in ('inference', 'training', 'startup'))
+    row = lambda name, values: f"| {name} | {' | '.join(f'{v:.2f}' for v in values)} |"
+    wide = lambda t, k: t.pivot(index='candidate', columns='batch', values=k).drop('transcription')
+    fast, (step, peak) = wide(inf, 'ratio'), (wide(train, k) for k in ('ratio', 'of_memory'))
+    assert not inf.quick.any() and not train.quick.any() and list(fast)==[1, 8, 32] and list(step)==[4, 8]
+    for c in fast.index: assert row(c, fast.loc[c]) in text, c
+    for c in step.index: assert row(c, [*step.loc[c], *peak.loc[c]]) in text, c
+    bound, took = inf[inf.candidate=='OpenVINO f32'].of_bound.tolist(), start.set_index('candidate')['median']
+    assert '{:.2f} of its time, at 8 and 32 {:.2f} and {:.2f}'.format(*bound) in text and f'less than {np.ceil(100*train.waiting.max()):.0f} % of a training step' in text
+    assert f"`import hff` takes {took['import hff']:.2f} s, `hff --help` {took['hff --help']:.2f} s, PyTorch alone {took['import torch']:.1f} s" in text
+    assert f"Compiling took {inf[inf.candidate.str.contains('compile')].warm_up.max():.0f} s" in text
 
 
 def test_committed_tables_are_complete():
