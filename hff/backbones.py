@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['timm', 'PARTS', 'TESTED', 'XCEPTION_CUT', 'PACKAGED', 'import_timm', 'cut', 'packaged_weights', 'is_safetensors',
-           'read_weights', 'fit_weights', 'classifier', 'Backbone', 'part_shapes']
+           'read_weights', 'fit_weights', 'classifier', 'tensors_sha256', 'Backbone', 'part_shapes']
 
 # %% ../nbs/12_backbones.ipynb #a5c56e00
-import importlib.util, pickle, sys, warnings
+import hashlib, importlib.util, pickle, sys, warnings
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -136,11 +136,22 @@ def classifier(
 def _download(name, **kw):
     "From timm's publisher; a file whose name bears its digest is compared with it before it gets that name, so a broken download leaves nothing"
     timm.models.set_pretrained_check_hash(True)
-    try: return timm.create_model(name, pretrained=True, **kw)
+    try: net = timm.create_model(name, pretrained=True, **kw)
     except Exception as e:
         raise HffError(f"ImageNet weights of {name} could not be fetched ({type(e).__name__}): go online, pass pretrained='/path/to/file.pth' "
             "(Xception: xception-b5690688.pth), or pretrained=False for a random start") from e
     finally: timm.models.set_pretrained_check_hash(False)
+    cfg = net.pretrained_cfg
+    print(f"{name}: weights from {cfg.get('hf_hub_id') or cfg.get('url')}, sha256 of the tensors {tensors_sha256(net)}", file=sys.stderr)
+    return net
+
+def tensors_sha256(
+    net:nn.Module, # any network
+)->str: # 64 hexadecimal digits
+    "Digest of the names and values of all tensors, however they are stored"
+    h = hashlib.sha256()
+    for k, v in sorted(net.state_dict().items()): h.update(f'{k} {v.dtype} {tuple(v.shape)}'.encode()); h.update(v.detach().cpu().contiguous().numpy().tobytes())
+    return h.hexdigest()
 
 # %% ../nbs/12_backbones.ipynb #3ff2495f
 @contextmanager

@@ -6,7 +6,7 @@
 __all__ = ['FILES', 'CITATION', 'public_recipe', 'about', 'run_results', 'write_card', 'check_folder', 'Detector', 'share']
 
 # %% ../nbs/47_sharing.ipynb #0e1f0194
-import math, os
+import math, os, sys
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +19,7 @@ from .backbones import is_safetensors
 from .checkpoints import load_checkpoint, save_checkpoint
 from .inference import CALIBRATION, predict, training_note
 from .metrics import coverage_line, evaluate
-from .paths import HffError, atomic, read_json, write_json
+from .paths import HffError, atomic, read_json, sha256, write_json
 from .recipe import make_recipe
 from .scores import read_scores
 
@@ -257,10 +257,12 @@ class Detector(ModelHubMixin, library_name='hff'):
 
 def _fetch(repo, hub):
     "Local copy of the four files of a repository"
-    try: return Path(snapshot_download(repo, allow_patterns=list(FILES), **hub))
+    try: folder = Path(snapshot_download(repo, allow_patterns=list(FILES), **hub))
     except HFValidationError as e: raise HffError(f"No folder {repo}, and no repository can have that name: check the path") from e
     except LocalEntryNotFoundError as e: raise HffError(f"No folder {repo}; as a repository of the Hub it cannot be reached and is not in the cache: go online, or check the path") from e
     except HfHubHTTPError as e: raise HffError(f"{repo} cannot be fetched from the Hub ({str(e).splitlines()[0][:200]}): check its name, the revision and your token") from e
+    if (w := folder/FILES[0]).is_file(): print(f"{repo}: {FILES[0]} of {w.stat().st_size:,} bytes, sha256 {sha256(w)}", file=sys.stderr)
+    return folder
 
 # %% ../nbs/47_sharing.ipynb #81399735
 def share(

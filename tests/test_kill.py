@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import hff.extract
 import hff.trainer  # noqa: F401  (what a fork has, it need not import)
@@ -142,6 +143,17 @@ def test_a_download_that_is_cut_leaves_nothing(tmp_path, monkeypatch):
     assert asked and all(u.startswith('https://') for u in asked) and kept()==[]
     with pytest.raises(Exception): timm.create_model('legacy_xception', pretrained=True)
     assert kept()==['xception-43020ad28.pth']
+
+
+def test_a_download_is_named_with_its_digest(monkeypatch, capsys):
+    "Weights that came from elsewhere are told apart by their tensors"
+    from hff.backbones import classifier, tensors_sha256, timm
+    make = timm.create_model
+    monkeypatch.setattr(timm, 'create_model', lambda name, pretrained=False, **kw: make(name, pretrained=False, **kw))
+    net, said = classifier('legacy_xception', pretrained=True), capsys.readouterr().err
+    assert said.startswith('legacy_xception: weights from ') and tensors_sha256(net) in said
+    with torch.no_grad(): next(net.parameters()).add_(1)
+    assert tensors_sha256(net) not in said
 
 
 def test_the_harness_notices(tmp_path):

@@ -116,7 +116,7 @@ def test_only_the_four_files_are_sent(run, folder, monkeypatch):
     with pytest.raises(HffError, match='me/detector cannot be written .no network'): share(run, push='me/detector')
 
 
-def test_repository(folder, monkeypatch, tmp_path):
+def test_repository(folder, monkeypatch, tmp_path, capsys):
     "A repository is fetched by name, four files of it, into the Hub's cache of links"
     def fetch(repo, *, allow_patterns, **kw):
         assert repo=='me/detector' and sorted(allow_patterns)==sorted(FILES) and kw['revision']=='v1' and not kw['force_download']
@@ -126,6 +126,7 @@ def test_repository(folder, monkeypatch, tmp_path):
         return str(snap)
     monkeypatch.setattr('hff.sharing.snapshot_download', fetch)
     assert Detector.from_pretrained('me/detector', revision='v1').card==(folder/'README.md').read_text()
+    assert f"model.safetensors of {(folder/'model.safetensors').stat().st_size:,} bytes, sha256 {sha256(folder/'model.safetensors')}" in capsys.readouterr().err
 
 
 def test_repository_out_of_reach(monkeypatch, tmp_path):
