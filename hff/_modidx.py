@@ -640,6 +640,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'hff.losses.make_loss': ('losses.html#make_loss', 'hff/losses.py'),
                             'hff.losses.map_loss': ('losses.html#map_loss', 'hff/losses.py')},
             'hff.manifest': { 'hff.manifest._checked': ('manifest.html#_checked', 'hff/manifest.py'),
+                              'hff.manifest._is_text': ('manifest.html#_is_text', 'hff/manifest.py'),
                               'hff.manifest._key': ('manifest.html#_key', 'hff/manifest.py'),
                               'hff.manifest._refuse': ('manifest.html#_refuse', 'hff/manifest.py'),
                               'hff.manifest._sound': ('manifest.html#_sound', 'hff/manifest.py'),

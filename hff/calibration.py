@@ -264,7 +264,7 @@ def _checked_params(method, params, **other):
     "Finite numbers under the names that a method has; for the steps as many corners as scores"
     want = dict(temperature=['temperature'], platt=['offset', 'slope'], isotonic=['logit', 'score'])[method]
     a = [np.asarray(params[k]) for k in want]
-    if sorted(params)!=want or any(x.dtype.kind not in 'if' or x.ndim!=(method=='isotonic') or x.shape!=a[0].shape or not x.size or not np.isfinite(x).all() for x in a):
+    if sorted(params)!=want or any(x.dtype.kind not in 'if' or x.ndim!=(method=='isotonic') or x.shape!=a[0].shape or not x.size or not np.isfinite(x).all() for x in a) or (method=='temperature' and not a[0]>0):
         raise ValueError(f'no parameters of {method}')
     return params
 

@@ -411,4 +411,4 @@ def face_counts(
     t:pd.DataFrame, # table of faces
 )->pd.DataFrame: # frames by data set, method, status and reason
     "What became of every frame"
-    return t.groupby(['dataset', 'method', 'status', 'reason'], sort=True).agg(frames=('frame', 'size'), videos=('video', 'nunique')).reset_index()
+    return t.assign(reason=t.get('reason', '')).groupby(['dataset', 'method', 'status', 'reason'], sort=True).agg(frames=('frame', 'size'), videos=('video', 'nunique')).reset_index()

@@ -33,8 +33,9 @@ def check_manifest(
     if lost := [c for c in COLUMNS if c not in m]: raise HffError(f"Manifest lacks the columns {', '.join(lost)}; it needs {', '.join(COLUMNS)}")
     _refuse(m, m[COLUMNS].isna().any(axis=1), 'an empty cell (write "" where nothing is known)')
     for c in COLUMNS:
-        if c!='label' and not pd.api.types.is_string_dtype(m[c]) and len(m):
+        if c!='label' and len(m) and not _is_text(m[c]):
             raise HffError(f"Manifest: column {c} holds {m[c].dtype} and not text; write it as text, with leading zeros")
+    if not len(m): return m
     _refuse(m, m.duplicated(IDENTITY), 'a video that stands there twice')
     _refuse(m, ~m.label.isin([0,1]), 'a label that is neither 0 (real) nor 1 (fake)')
     _refuse(m, m.method.eq('real') & m.label.ne(0), 'the method `real` and label 1 (fake): are the labels turned round?')
@@ -43,10 +44,12 @@ def check_manifest(
     for c in IDENTITY: _refuse(m, m[c].str.contains(_ELSEWHERE+r'|(?:^|/)\.(?:/|$)'), f'a {c} that would lead out of a folder')
     for c in (*IDENTITY, 'path'): _refuse(m, m[c].str.contains(r'[\x00-\x1f]|[^/]{256}'), f'a {c} with a control character or a part of more than 255 characters')
     for c in ('path', 'mask'):
-        if c in m: _refuse(m, m[c].str.contains(_ELSEWHERE), f'a {c} that is not relative to the data root with "/"')
+        if c in m: _refuse(m, m[c].astype(str).str.contains(_ELSEWHERE), f'a {c} that is not relative to the data root with "/"')
     return m
 
 _ELSEWHERE = r'\\|^/|^[A-Za-z]:|(?:^|/)\.\.(?:/|$)'      # backslash, absolute, drive letter, ..
+
+def _is_text(c): return pd.api.types.infer_dtype(c)=='string'      # bytes and dates in a column of objects are none
 
 def _refuse(m, bad, what):
     if bad.any():

@@ -113,7 +113,7 @@ def read_results(
         runs, logs = (pd.read_csv(folder/f'{n}.csv', keep_default_na=False, na_values={'epoch': '', 'seconds': ''}) if n=='runs' else pd.read_csv(folder/f'{n}.csv') for n in ('runs', 'logs'))
         recipes = [json.loads(x) for x in runs['recipe'][runs['state'].eq('finished')]]
         if not all(isinstance(d, dict) for d in [facts, *recipes]): raise ValueError('no dictionary')
-    except (HffError, OSError, ValueError, KeyError, TypeError, RecursionError) as e: raise HffError(f"{folder}: the packed scores are damaged or incomplete ({type(e).__name__}): fetch them again") from e
+    except (HffError, OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as e: raise HffError(f"{folder}: the packed scores are damaged or incomplete ({type(e).__name__}): fetch them again") from e
     for run, t in scores.groupby('run', sort=False): check_scores(t, f'{folder}/scores.parquet, {run}')
     for d in recipes:
         if not d.get('trivial'): from_settings(Recipe, 'Recipe', d)

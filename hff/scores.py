@@ -33,6 +33,8 @@ def check_scores(
     if not t.columns.is_unique: raise HffError(f"{where}: two columns are called {t.columns[t.columns.duplicated()][0]!r}")
     if not len(t): raise HffError(f"{where}: no rows; was the right split scored?")
     t = t[SCORE_COLUMNS + [c for c in FURTHER_COLUMNS if c in t] + [c for c in t if str(c).startswith('x_')]].reset_index(drop=True)
+    for c in t:
+        if t[c].dtype==object and (odd := [k for k in set(map(type, t[c])) if k.__hash__ is None]): raise HffError(f"{where}: column {c} holds {odd[0].__name__} and not text or numbers")
     if t[SCORE_COLUMNS[:4]].isna().any(axis=None):
         raise HffError(f"{where}: a row does not say its dataset, method, quality or video; write '' where nothing is known")
     for c in ('frame', 'score', 'logit'):

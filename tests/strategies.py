@@ -101,7 +101,7 @@ def tables(draw, t):
         elif how=='repeat': t = pd.concat([t, t.iloc[[i]]] if len(t) else [t])
         elif how=='none': t = t.iloc[:0]
         elif how=='category': t = _set(t, j, pd.Series([_text(v) for v in t.iloc[:, j]], index=t.index, dtype='category'))
-        elif how=='index': t = t.set_axis(range(5, 5+len(t))) if draw(st.booleans()) else t.set_index(name)
+        elif how=='index': t = t.set_axis(range(5, 5+len(t)) if draw(st.booleans()) else pd.Index(list(t.iloc[:, j]), dtype=object, name=name, tupleize_cols=False))
     return t
 
 
@@ -110,7 +110,8 @@ def _set(t, j, column):
     new = pd.Series(column, index=t.index, dtype=object if isinstance(column, list) else None)
     if isinstance(column, list):
         with contextlib.suppress(UnicodeError): new = new.infer_objects()          # half a character stays an object
-    return pd.concat([new.rename(c) if k==j else t.iloc[:, k] for k, c in enumerate(t.columns)], axis=1)
+    out = pd.concat([(new if k==j else t.iloc[:, k]).rename(k) for k in range(t.shape[1])], axis=1)
+    return out.set_axis(pd.Index(list(t.columns), dtype=object, tupleize_cols=False), axis=1)
 
 
 def parquet(t, meta=None):

@@ -399,7 +399,7 @@ def states(draw):
     "A state dict of published names in which some tensors were exchanged"
     sd = dict(published())
     for _ in range(draw(st.integers(1, 3))):
-        k, how = sorted(sd)[draw(st.integers(0, 10**6))%len(sd)], draw(st.sampled_from(['tensor', 'other', 'drop', 'rename', 'shape']))
+        k, how = sorted(sd, key=str)[draw(st.integers(0, 10**6))%len(sd)], draw(st.sampled_from(['tensor', 'other', 'drop', 'rename', 'shape']))
         if how=='tensor': sd[k] = draw(TENSORS)
         elif how=='other': sd[k] = draw(odd)
         elif how=='shape': sd[k] = sd[k][None] if hasattr(sd[k], 'ndim') else 0
@@ -487,7 +487,9 @@ FOUND = [     # what once crashed: parser, case, is it refused?
     ('FaceForensics++ splits', ('splits/train.json', DEEP), True), ('FaceForensics++ splits', ('splits/train.json', b'1'*5000), True), ('FaceForensics++ splits', ('conversion_dict.json', b'{"000": " "}'), True), ('DFDC lists', ('train/dfdc_train_part_0/metadata.json', b'{"\\ud800.mp4": {"label": "REAL"}}'), True),
     ('DeepfakeBench JSON', DEEP, True), ('LMDB keys and values', {b'X\\a\\b\\\xff1.png': b''}, False), ('landmarks of a clip', npz(landmarks=np.zeros(())), False), ('landmarks of a clip', npz(landmarks=np.array('x')), False),
     ('manifest rows', pd.concat([MANIFEST, MANIFEST[['label']]], axis=1), True), ('manifest', parquet(MANIFEST, {b'pandas': b'{}'}), True), ('manifest', parquet(MANIFEST.assign(target=[['x']]*4), {b'hff': b'checked manifest'}), True),
-    ('score table', parquet(few(), {b'pandas': b'[]'}), True),
+    ('score table', parquet(few(), {b'pandas': b'[]'}), True), ('score table', parquet(few().assign(video=[['x']]*len(few()))), True), ('score table', parquet(few().assign(status=[{'a': 'x'}]*len(few()))), True),
+    ('manifest', parquet(MANIFEST.assign(path=[b'x']*4)), True), ('manifest rows', MANIFEST.iloc[:0].assign(video=pd.to_datetime([])), False), ('faces', ('faces.parquet', parquet(FACES.drop(columns='reason', errors='ignore'))), False),
+    ('calibration', json.dumps(CALIBRATION | dict(params=dict(temperature=0.))).encode(), True),
     ('calibration', DEEP, True), ('calibration', b'[]', True), ('calibration', json.dumps(CALIBRATION | dict(method=['platt'])).encode(), True), ('calibration', json.dumps(CALIBRATION | dict(method='isotonic', params=dict(logit=[[1]], score=[1]))).encode(), True),
     ('faces', ('faces.json', b'5'), True), ('faces', ('faces.json', b'{}'), True), ('faces', ('faces.parquet', parquet(FACES.assign(label='True'))), True), ('faces', ('faces.parquet', parquet(FACES.drop(columns='quality'))), True),
     ('faces', ('faces.parquet', parquet(FACES.assign(frame=.5))), True), ('faces', ('faces.parquet', parquet(FACES.assign(video=[{'a': 1}]*len(FACES)))), True), ('recipe settings', 5, True), ('recipe settings', PLAIN | dict(lr=None), True),
