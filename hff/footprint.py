@@ -71,14 +71,15 @@ def drifting(
 def bench_memory(
     minutes:tuple=(1, 10, 60), # lengths
     cases:tuple=((32, 'largest'), (2000, 'all')), # frames wanted, faces
-    face:Path|str|None=None, # a portrait (default: what lies in the checkout; else noise)
+    face:Path|str|None=None, # a portrait (default: one of the checkout's)
     quick:bool=False, # twenty seconds against two minutes, few frames
 )->pd.DataFrame: # one row for each case and length: peak in MB, seconds
     "Peak memory of `hff predict` on short and long videos"
     if quick: minutes, cases = (1/3, 2), ((4, 'largest'), (40, 'all'))
     face, rows = Path(face) if face else _portrait(), []
+    if face is None: raise HffError("bench memory: no portrait is at hand, and without a face nothing is scored: run it in a checkout, or call hff.footprint.bench_memory(face='portrait.jpg')")
     with tempfile.TemporaryDirectory() as d:
-        clip = write_video(Path(d)/'clip.mp4', drifting(read_picture(face) if face else None), crf=30)
+        clip = write_video(Path(d)/'clip.mp4', drifting(read_picture(face)), crf=30)
         for m in minutes: loop_video(clip, Path(d)/f'{m:g}.mp4', round(6*m))
         for frames, faces in cases:
             for m in minutes:

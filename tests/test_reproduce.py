@@ -192,6 +192,20 @@ def test_readme_shows_the_committed_results():
         assert row in text, f'not in README.md as committed: {row}'
 
 
+def test_readme_tells_what_the_studies_found():
+    "Each figure of that paragraph, and that nothing else left its interval across methods"
+    text = next(p for p in (ROOT/'README.md').read_text().split('\n\n') if p.startswith('The three studies'))
+    t = pd.concat(pd.read_csv(ROOT/f'figures/mini/{n}_claims.csv') for n in ('ablation_fidelity', 'ablation_training', 'beyond_paper')).set_index('claim')
+    short = lambda v: f'{v:.3f}'.removeprefix('0')
+    for c, k in (('no batch norm after feature SRM: cross', 'a'), ('no batch norm after feature SRM: cross', 'b'), ('all toward the paper: cross', 'a'), ('RSA: product only: within', 'a'), ('RSA: product only: within', 'b'), ('DCMA: no gamma: within', 'a'),
+                 ('a quarter of the people: cross', 'difference'), ('a quarter of the people: within', 'difference'), ('160 pixels: within', 'a'), ('SBI, RGB network beats Luo et al. across methods', 'a')):
+        assert short(abs(t.loc[c, k])) in text, (c, k)
+    told = lambda of, verdict: sorted(c for c in t.index[t.verdict.eq(verdict)] if c.endswith(of))
+    fidelity = pd.read_csv(ROOT/'figures/mini/ablation_fidelity_claims.csv').claim
+    assert [c for c in told(': cross', 'does not hold') if c in set(fidelity)]==['all toward the paper: cross', 'no batch norm after feature SRM: cross'] and not told(': cross', 'holds')
+    assert not told('across methods', 'holds') and len(told('across methods', 'does not hold'))==3 and t.seeds.str.endswith('of 2').all() and '**two seeds**' in text
+
+
 def test_readme_shows_the_committed_speeds():
     "The README's speeds are those of the committed benchmark"
     text = (ROOT/'README.md').read_text()
