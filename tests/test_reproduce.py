@@ -226,6 +226,8 @@ def test_readme_shows_the_committed_ratios():
     bound, took = inf[inf.candidate=='OpenVINO f32'].of_bound.tolist(), start.set_index('candidate')['median']
     assert '{:.2f} of its time, at 8 and 32 {:.2f} and {:.2f}'.format(*bound) in text and f'less than {np.ceil(100*train.waiting.max()):.0f} % of a training step' in text
     assert f"`import hff` takes {took['import hff']:.2f} s, `hff --help` {took['hff --help']:.2f} s, PyTorch alone {took['import torch']:.1f} s" in text
+    peaks = [[f'{v:.0f}' for v in t.sort_values('minutes').peak_mb.iloc[[0, -1]]] for _, t in pd.read_csv(ROOT/'figures/bench/memory.csv').groupby('frames')]
+    assert '{} MB for one minute of video and {} MB for an hour'.format(*peaks[0]) in text and '2,000 frames {} and {} MB'.format(*peaks[1]) in text
     assert f"Compiling took {inf[inf.candidate.str.contains('compile')].warm_up.max():.0f} s" in text
 
 
