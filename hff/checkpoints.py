@@ -88,7 +88,7 @@ def open_checkpoint(
         if is_safetensors(path): meta = _metadata(path)
     for k in ('state_dict', 'model'):
         if isinstance(sd, dict) and isinstance(sd.get(k), dict): sd = sd[k]
-    if not isinstance(sd, dict) or not sd or not all(isinstance(v, Tensor) for v in sd.values()):
+    if not isinstance(sd, dict) or not sd or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in sd.items()):
         raise HffError(f"{path or 'this object'} is not a state dict (names to tensors): pass a state dict or a file of one")
     return {k.removeprefix('module.'): v for k, v in sd.items()}, meta, path
 

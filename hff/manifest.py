@@ -32,7 +32,7 @@ def check_manifest(
     if not m.columns.is_unique: raise HffError(f"Manifest: two columns are called {m.columns[m.columns.duplicated()][0]!r}")
     if lost := [c for c in COLUMNS if c not in m]: raise HffError(f"Manifest lacks the columns {', '.join(lost)}; it needs {', '.join(COLUMNS)}")
     _refuse(m, m[COLUMNS].isna().any(axis=1), 'an empty cell (write "" where nothing is known)')
-    for c in COLUMNS:
+    for c in (*COLUMNS, *({'mask'}&set(m))):
         if c!='label' and len(m) and not _is_text(m[c]):
             raise HffError(f"Manifest: column {c} holds {m[c].dtype} and not text; write it as text, with leading zeros")
     if not len(m): return m
@@ -44,7 +44,7 @@ def check_manifest(
     for c in IDENTITY: _refuse(m, m[c].str.contains(_ELSEWHERE+r'|(?:^|/)\.(?:/|$)'), f'a {c} that would lead out of a folder')
     for c in (*IDENTITY, 'path'): _refuse(m, m[c].str.contains(r'[\x00-\x1f]|[^/]{256}'), f'a {c} with a control character or a part of more than 255 characters')
     for c in ('path', 'mask'):
-        if c in m: _refuse(m, m[c].astype(str).str.contains(_ELSEWHERE), f'a {c} that is not relative to the data root with "/"')
+        if c in m: _refuse(m, m[c].str.contains(_ELSEWHERE, na=False), f'a {c} that is not relative to the data root with "/"')
     return m
 
 _ELSEWHERE = r'\\|^/|^[A-Za-z]:|(?:^|/)\.\.(?:/|$)'      # backslash, absolute, drive letter, ..
@@ -96,7 +96,7 @@ def read_table(
 )->pd.DataFrame: # its rows, numbered from 0
     "Read a table, or say which file is wrong"
     if not Path(path).is_file(): raise HffError(f"No table {path}: make it first")
-    try: return pd.read_parquet(path)
+    try: return pd.read_parquet(path).reset_index(drop=True)       # another program's index may be named like a column
     except Exception as e:       # a damaged file, or one of another program, fails in many ways
         raise HffError(f"{path} is no readable parquet table: give a file that this package wrote, or make it again") from e
 
