@@ -206,6 +206,17 @@ def test_readme_tells_what_the_studies_found():
     assert not told('across methods', 'holds') and len(told('across methods', 'does not hold'))==3 and t.seeds.str.endswith('of 2').all() and '**two seeds**' in text
 
 
+def test_readme_shows_what_rounding_does():
+    "AUC of both networks and what each precision of OpenVINO moves it by"
+    text, t = (ROOT/'README.md').read_text(), pd.read_csv(ROOT/'figures/bench/auc.csv')
+    short = lambda v: f'{abs(v):.4f}'.removeprefix('0')
+    assert t.network.nunique()==2 and not t.quick.any()
+    for _, g in t.groupby('network'):
+        g = g.set_index(['engine', 'precision'])
+        f32, mixed, bf16 = (short(g.frame_auc_change['openvino', p]) for p in ('f32', 'mixed', 'bf16'))
+        assert f"{g.frame_auc['plain', 'f32']:.4f}" in text and (f'by {f32} in f32, {mixed} in `mixed` and {bf16} in `bf16`' in text or f'by {f32}, {mixed} and {bf16}' in text)
+
+
 def test_readme_shows_the_committed_speeds():
     "The README's speeds are those of the committed benchmark"
     text = (ROOT/'README.md').read_text()
