@@ -217,6 +217,15 @@ def test_readme_shows_what_rounding_does():
         assert f"{g.frame_auc['plain', 'f32']:.4f}" in text and (f'by {f32} in f32, {mixed} in `mixed` and {bf16} in `bf16`' in text or f'by {f32}, {mixed} and {bf16}' in text)
 
 
+def test_readme_counts_what_was_tried():
+    "Faults and fuzz, as committed"
+    text = (ROOT/'README.md').read_text()
+    faults = pd.read_csv(ROOT/'figures/bench/faults.csv')
+    assert not faults.quick.any() and f"of {faults.trials.sum()} trials {faults.equal.sum()} gave the files of an undisturbed run, {faults.clear.sum()} said what was wrong without a traceback, and {faults.left.sum()} left something behind" in text
+    fuzz = pd.read_csv(ROOT/'figures/bench/fuzz.csv')
+    assert fuzz.cases.sum()>=1e5 and f"{len(fuzz)} parsers {fuzz.cases.sum():,} damaged or odd inputs: {fuzz['own errors'].sum():,} were refused with an `HffError`, {fuzz.accepted.sum():,} read, {fuzz['other crashes'].sum()} crashed" in text
+
+
 def test_readme_shows_the_committed_speeds():
     "The README's speeds are those of the committed benchmark"
     text = (ROOT/'README.md').read_text()
