@@ -73,8 +73,7 @@ def left_behind(
     "How many processes of an ended job go on"
     import psutil
     def alive():
-        mine = [q for q in psutil.process_iter(['status']) if q.info['status']!=psutil.STATUS_ZOMBIE and _group(q.pid)==p.pid]
-        return len({*mine, *(q for q in known if q.is_running() and _status(q)!=psutil.STATUS_ZOMBIE)})
+        return len({q for q in (*known, *(q for q in psutil.process_iter() if _group(q.pid)==p.pid)) if not _no_more(q)})
     until = time.monotonic()+wait
     while alive() and time.monotonic()<until: time.sleep(.1)
     return alive()
@@ -83,10 +82,11 @@ def _group(pid):
     try: return os.getpgid(pid)
     except OSError: return None
 
-def _status(q):
+def _no_more(q):
+    "Gone, or dead with its last thread: till then it holds its files, and their locks"
     import psutil
-    try: return q.status()
-    except psutil.Error: return psutil.STATUS_ZOMBIE
+    try: return not q.is_running() or (q.status()==psutil.STATUS_ZOMBIE and q.num_threads()<2)
+    except psutil.Error: return True
 
 def digest(
     job:Job, # with results

@@ -12,10 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.special import expit, logit
 
-from .datasets import FaceDataset, normalise
 from .manifest import read_table
 from .paths import HffError, atomic
 
@@ -88,10 +86,12 @@ def rows_digest(
 # %% ../nbs/41_scores.ipynb #953c30c6
 def score_images(
     model, # returns an output with `.logits` (B, 2)
-    images:torch.Tensor, # uint8 (N, 3, H, W)
+    images:'torch.Tensor', # uint8 (N, 3, H, W)
     batch_size:int=32, # images at once
 )->np.ndarray: # (N,) float64, logit of fake minus logit of real
     "Raw logit difference of each image; the model's mode is put back afterwards"
+    import torch                                                                       # here: tables of scores do without
+    from hff.datasets import normalise
     was, device = model.training, next(model.parameters()).device
     model.eval()
     try:
@@ -102,13 +102,6 @@ def score_images(
     return (z[:,1]-z[:,0]).numpy()
 
 # %% ../nbs/41_scores.ipynb #90e9f474
-class _Crops(FaceDataset):
-    "Crops where an unreadable one is an empty tensor and not an exception"
-    __getitems__ = None     # one by one
-    def picture(self, i):
-        try: return super().picture(i)
-        except HffError: return torch.empty(0)
-
 def score_faces(
     model, # returns an output with `.logits` (B, 2)
     faces:pd.DataFrame, # table of faces, one row per frame
@@ -119,10 +112,12 @@ def score_faces(
     step=None, # called with the number of crops after each batch, to move a bar
 )->pd.DataFrame: # score table, as many rows as `faces`
     "p(fake) of each frame; a frame without a readable crop keeps its row without a score"
+    import torch
+    from hff.datasets import LenientFaces
     further = {c: faces[c] for c in FURTHER_COLUMNS if c in faces}
     t = faces[SCORE_COLUMNS[:6]].assign(score=np.nan, logit=np.nan, status=faces.status, **further).reset_index(drop=True)
     if t.status.ne('ok').all(): return check_scores(t)
-    data = _Crops(faces, crops_root, blank_face=blank_face, memory=0)
+    data = LenientFaces(faces, crops_root, blank_face=blank_face, memory=0)
     loader = torch.utils.data.DataLoader(data, batch_size, num_workers=workers, collate_fn=list, generator=torch.Generator())
     for batch in loader:
         good = [(x, row) for x,_,row in batch if x.numel()]

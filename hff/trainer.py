@@ -10,6 +10,8 @@ __all__ = ['some_people', 'spread_frames', 'split_faces', 'lr_at', 'steady', 'se
 
 # %% ../nbs/40_trainer.ipynb #d7812a66
 import hashlib, io, json, math, os, platform, signal, subprocess, sys, time, traceback
+from collections import deque
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from datetime import timedelta
@@ -596,35 +598,79 @@ def is_finished(
 
 # %% ../nbs/40_trainer.ipynb #b33a7670
 def _job():
-    "What a worker does: some runs one after the other; its arguments come as a JSON text"
-    parent, run_root, todo = json.loads(sys.argv[1])
-    end_with(parent)
-    bad = [r for r in todo if not _try(make_recipe(**r[0]), r[1], run_root, r[2])]
-    sys.exit(bool(bad))
+    "What a worker does: one run after the other, each a line of JSON at its input and answered by a line: the cause, if it failed"
+    run_root, answers = sys.argv[2], os.fdopen(os.dup(1), 'w')
+    end_with(int(sys.argv[1]))
+    for line in sys.stdin:
+        settings, faces, cross = json.loads(line)
+        why = _try(make_recipe(**settings), faces, Path(run_root), cross)
+        print(json.dumps(why), file=answers, flush=True)
 
 def _try(recipe, faces, run_root, cross):
-    "Did the run succeed? If not, the run's folder says why"
-    error = Path(run_root)/recipe.name/'error.txt'
-    try: score_cross(train(recipe, faces, run_root, show=False), cross, show=False); return True
+    "'' or why the run failed, which its folder says as well; what it prints goes there, too"
+    run = run_root/recipe.name
+    try:
+        with open(run/'stderr.txt', 'w') as f: os.dup2(f.fileno(), 1); os.dup2(f.fileno(), 2)
+        score_cross(train(recipe, faces, run_root, show=False), cross, show=False)
+        (run/'stderr.txt').unlink(missing_ok=True)
+        return ''
     except Exception as e:
         traceback.print_exc()
-        try: error.write_text(f'{e}\n' if isinstance(e, HffError) else f'{type(e).__name__}: {e}\n', encoding='utf-8')
+        why = str(e) if isinstance(e, HffError) else f'{type(e).__name__}: {e}'
+        try: (run/'error.txt').write_text(why+'\n', encoding='utf-8')
         except OSError: pass
-    return False
+        return why.strip().split('\n')[0]
 
 def _launch(
-    todo:list, # (recipe, folder of crops, other data sets to score)
-    run_root:Path, # parent of the run folders
-)->subprocess.Popen: # started
-    "Start some runs in a process of their own, with one thread"
+    run:Path, # folder of the first run; messages before it begins go there
+)->subprocess.Popen: # waits for runs
+    "Start a worker, with one thread"
     env = {k: v for k, v in child_env(OMP_NUM_THREADS='1', TQDM_DISABLE='1').items() if k not in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')}
-    for r, *_ in todo:
-        try: (run_root/r.name).mkdir(parents=True, exist_ok=True); (run_root/r.name/'error.txt').unlink(missing_ok=True)
-        except OSError as e: raise HffError(f"Cannot write in the run folder {run_root/r.name}: {e.strerror}; choose another run root") from e
-    job = json.dumps([os.getpid(), str(run_root), [[r.settings, str(f), c] for r, f, c in todo]])
-    try: err = open(run_root/todo[0][0].name/'stderr.txt', 'w')
-    except OSError as e: raise HffError(f"Cannot write in the run folder {run_root/todo[0][0].name}: {e.strerror}; choose another run root") from e
-    with err: return subprocess.Popen([sys.executable, '-c', 'from hff.trainer import _job; _job()', job], env=env, stdin=subprocess.DEVNULL, stdout=err, stderr=err)
+    with open(run/'stderr.txt', 'w') as err:
+        return subprocess.Popen([sys.executable, '-c', 'from hff.trainer import _job; _job()', str(os.getpid()), str(run.parent)],
+                                env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err, text=True)
+
+def _ask(
+    p:subprocess.Popen, # from `_launch`
+    run:list, # settings of the recipe, folder of crops, other data sets to score
+)->str: # '' or why it failed
+    "Have a worker train one run"
+    try: p.stdin.write(json.dumps(run)+'\n'); p.stdin.flush(); answer = p.stdout.readline()
+    except BrokenPipeError: answer = ''                                                # it died before it read
+    return json.loads(answer) if answer.endswith('\n') else _died(p.wait())
+
+def _died(
+    code:int, # exit code of a worker
+)->str: # one line
+    "Why a worker ended in the middle of a run"
+    return f"stopped by {signal.Signals(-code).name}{' (out of memory?)' if code==-9 else ''}" if code<0 else f'exit code {code}, see stderr.txt in its folder'
+
+def _feed(
+    waiting:deque, # recipes, taken from the left
+    running:dict, # worker -> recipe, kept up to date
+    work:dict, # name -> (folder of crops, other data sets)
+    run_root:Path, # parent of the run folders
+    failed:dict, # name -> cause, filled
+):
+    "Give runs to a worker, one at a time, till none waits; when it dies, that run has failed and another worker goes on"
+    p = None
+    try:
+        while waiting:
+            try: r = waiting.popleft()
+            except IndexError: break                                                   # another thread had the last one
+            try:
+                (run_root/r.name).mkdir(parents=True, exist_ok=True); (run_root/r.name/'error.txt').unlink(missing_ok=True)
+                p = p or _launch(run_root/r.name)
+            except OSError as e: raise HffError(f"Cannot write in the run folder {run_root/r.name}: {e.strerror}; choose another run root") from e
+            running[p] = r
+            if why := _ask(p, [r.settings, str(work[r.name][0]), work[r.name][1]]): failed[r.name] = why
+            if p.poll() is not None: _leave(running, p); p = None
+    finally:
+        if p: _leave(running, p)
+
+def _leave(running, p):
+    "Close the pipes of a worker, which ends it"
+    running.pop(p); p.communicate()
 
 def _share(
     run:Path, # run folder
@@ -633,15 +679,6 @@ def _share(
     if (run/'done.json').is_file(): return 1.
     try: p = read_json(run/'progress.json'); return p['done']/p['total']
     except HffError: return 0.
-
-def _cause(
-    run:Path, # run folder
-    code:int, # exit code of its process
-)->str: # one line
-    "Why a run failed"
-    if (run/'error.txt').is_file(): return (run/'error.txt').read_text(encoding='utf-8').strip().split('\n')[0]
-    if code<0: return f"stopped by {signal.Signals(-code).name}{' (out of memory?)' if code==-9 else ''}"
-    return f"exit code {code}, see {run/'stderr.txt'}"
 
 # %% ../nbs/40_trainer.ipynb #368da395
 def run_all(
@@ -656,41 +693,32 @@ def run_all(
     run_root, faces = Path(run_root).resolve(), [Path(f).resolve() for f in (faces if isinstance(faces, list) else [faces]*len(recipes))]
     work = {r.name: (f, {k: str(Path(v).resolve()) for k, v in c.items()}) for r, f, c in zip(recipes, faces, cross or [{}]*len(recipes))}
     todo = list({r.name: r for r in recipes if not is_finished(run_root/r.name, work[r.name][1])}.values())
-    waiting, running, failed = list(todo), {}, {}
-    if not jobs: _serial(waiting, work, run_root, failed); waiting = []
+    waiting, running, failed = deque(todo), {}, {}
+    if not jobs: _serial(todo, work, run_root, failed); waiting.clear()
     bar = progress(total=len(todo), desc='runs', bar_format='{desc} {n:.2f}/{total}|{bar}| {elapsed}<{remaining} {postfix}')
-    try:
-        while waiting or running:
-            while waiting and len(running)<jobs:
-                mine = [waiting.pop(0) for _ in range(max(1, len(waiting)//(4*jobs)))]      # several for one start of Python, few towards the end
-                running[_launch([(r, *work[r.name]) for r in mine], run_root)] = mine
-            time.sleep(poll)
-            for p in [p for p in running if p.poll() is not None]: waiting = _after(running.pop(p), p.returncode, work, run_root, failed) + waiting
-            bar.n = sum(1. if r.name in failed else _share(run_root/r.name) for r in todo if r not in waiting)
-            bar.set_postfix_str(' '.join(r.name for rs in running.values() for r in rs if (run_root/r.name/'progress.json').is_file())); bar.refresh()
-    finally:
-        for p in running: p.terminate()
-        for p in running: p.wait()
-        bar.close()
+    with ThreadPoolExecutor(max(1, jobs)) as pool:
+        feeders = [pool.submit(_feed, waiting, running, work, run_root, failed) for _ in range(min(jobs, len(waiting)))]
+        try:
+            while wait(feeders, poll, FIRST_EXCEPTION).not_done and not any(f.done() and f.exception() for f in feeders): _show(bar, todo, [*running.values()], failed, run_root)
+            for f in feeders: f.result()
+        finally:
+            waiting.clear()
+            while wait(feeders, .05).not_done:                                         # again and again: one may just be starting
+                for p in [*running]: p.terminate()
+            bar.close()
     if failed: raise HffError(f"{len(failed)} of {len(todo)} runs failed: " + '; '.join(f'{n}: {c.removeprefix(n+": ")}' for n,c in failed.items()))
     return [run_root/r.name for r in recipes]
 
-def _after(
-    mine:list, # recipes that a worker was to train
-    code:int, # its exit code
-    work:dict, # name -> (folder of crops, other data sets)
+def _show(
+    bar, # from `progress`
+    todo:list, # of `Recipe`
+    running:list, # those of them that workers are at
+    failed:dict, # name -> cause
     run_root:Path, # parent
-    failed:dict, # name -> cause, filled
-)->list: # those that it did not come to
-    "What became of a worker's runs; when it died, the one that it was at is the cause, and the rest is left to another"
-    left = [r for r in mine if not is_finished(run_root/r.name, work[r.name][1])]
-    died = code not in (0, 1)
-    for r in left:
-        if (run_root/r.name/'error.txt').is_file(): failed[r.name] = _cause(run_root/r.name, code)
-    rest = [r for r in left if r.name not in failed]
-    if rest and (died or len(rest)==len(left)): failed[rest[0].name] = _cause(run_root/rest[0].name, code); rest = rest[1:]
-    if not left: (run_root/mine[0].name/'stderr.txt').unlink(missing_ok=True)
-    return rest
+):
+    "Move the bar of many runs"
+    bar.n = sum(1. if r.name in failed else _share(run_root/r.name) for r in todo)
+    bar.set_postfix_str(' '.join(r.name for r in running)); bar.refresh()
 
 def _serial(
     todo:list, # of `Recipe`

@@ -1,13 +1,16 @@
 "Runs that are killed, repeated, shared or spoilt"
+import json
 import os
 import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import cv2
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -61,14 +64,16 @@ def both(run): return sha256(run/'model.safetensors'), sha256(run/'scores.parque
 
 def test_killed_run_ends_with_the_same_weights(faces, tmp_path):
     whole = train(recipe, faces, tmp_path/'whole', show=False)
-    (tmp_path/'cut').mkdir()
-    p, half = trainer._launch([(recipe, faces, {})], tmp_path/'cut'), tmp_path/'cut'/recipe.name
+    half = tmp_path/'cut'/recipe.name
+    half.mkdir(parents=True)
+    p = trainer._launch(half)
+    p.stdin.write(json.dumps([recipe.settings, str(faces), {}])+'\n'); p.stdin.flush()
     while not (half/'state.pt').exists():                          # the first epoch is over, the second has begun
         assert p.poll() is None, (half/'stderr.txt').read_text()
         time.sleep(.005)
     time.sleep(.05)
     os.kill(p.pid, signal.SIGKILL)
-    p.wait()
+    p.communicate()
     assert not (half/'done.json').exists() and 1 <= load_state(half/'state.pt')['epoch'] < recipe.epochs
     assert both(train(recipe, faces, tmp_path/'cut', show=False)) == both(whole)
     cols = ['epoch', 'train_loss', 'val_loss', 'val_frame_auc', 'val_video_auc', 'lr']
@@ -139,16 +144,26 @@ def test_half_written_files_of_a_killed_run_go_away(faces, tmp_path, tiny):
     assert {p.name for p in (tmp_path/recipe.name).iterdir()} - {'.lock'} == {'recipe.json', 'log.csv', 'model.safetensors', 'val_scores.parquet', 'scores.parquet', 'done.json'}
 
 
-def test_a_dead_worker_loses_only_the_run_it_was_at(tmp_path):
-    a, b, c = (replace(recipe, seed=s) for s in range(3))
-    work, failed = {r.name: (tmp_path, {}) for r in (a, b, c)}, {}
-    (tmp_path/a.name).mkdir()
-    (tmp_path/a.name/'done.json').touch()
-    assert trainer._after([a, b, c], -9, work, tmp_path, failed) == [c]
-    assert list(failed) == [b.name] and 'SIGKILL' in failed[b.name]
-    (tmp_path/c.name).mkdir()
-    (tmp_path/c.name/'error.txt').write_text('no faces\n')
-    assert trainer._after([a, c], 1, work, tmp_path, failed) == [] and failed[c.name] == 'no faces'
+def test_a_dead_worker_loses_only_the_run_it_was_at(faces, tmp_path):
+    "Of three runs of one worker that is killed at the second, the first is done and another worker does the third"
+    a, b, c = (replace(recipe, seed=s, epochs=e) for s, e in ((0, 1), (1, 400), (2, 1)))
+    workers = []
+    def kill():
+        while not (tmp_path/b.name/'progress.json').exists(): time.sleep(.02)
+        workers.extend(psutil.Process().children()); workers[0].kill()
+    killer = Thread(target=kill, daemon=True); killer.start()
+    with pytest.raises(HffError) as e: run_all([a, b, c], faces, tmp_path, jobs=1)
+    killer.join(60)
+    assert str(e.value)==f'1 of 3 runs failed: {b.name}: stopped by SIGKILL (out of memory?)' and len(workers)==1
+    assert [(tmp_path/r.name/'done.json').exists() for r in (a, b, c)]==[True, False, True]
+
+
+def test_a_worker_that_cannot_start_says_why(faces, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'hff.py').write_text('raise ImportError("no hff here")')
+    todo = [replace(recipe, seed=s) for s in (0, 1)]
+    with pytest.raises(HffError, match='2 of 2 runs failed: .*: exit code 1, see stderr.txt'): run_all(todo, faces, tmp_path)
+    assert all('no hff here' in (tmp_path/r.name/'stderr.txt').read_text() for r in todo)
 
 
 def test_nested_shares_of_the_people():
