@@ -432,13 +432,14 @@ def export(
     checkpoint:Annotated[str, typer.Argument(help="file or run folder (default: the network that ships, trained on MiniFF)")]='',
     to:Annotated[str, typer.Option(help="onnx (one file), or openvino (.xml with .bin and .json beside it)")]='onnx',
     out:Annotated[str, typer.Option(help="file to write, .onnx or .xml (default: the network's name in the current folder)")]='',
+    int8:Annotated[str, typer.Option(help="in eight bits: folder of crops (hff faces), its training faces set the ranges, its validation faces must keep their AUC to .005")]='',
 ):
     "Write a network for another runtime, folded, and compare the file's outputs with it."
     from hff.export import PARTS, SUFFIXES, export_model
     from hff.inference import OWN_CHECKPOINT
     if to not in SUFFIXES: raise HffError(f"--to {to!r}: choose onnx or openvino")
-    path = export_model(checkpoint or None, out or Path(checkpoint or OWN_CHECKPOINT).stem+SUFFIXES[to], to)
-    typer.echo(f"{path}: {sum(path.with_suffix(s).stat().st_size for s in PARTS[to])/1e6:.1f} MB, the same outputs as the network")
+    path = export_model(checkpoint or None, out or Path(checkpoint or OWN_CHECKPOINT).stem+SUFFIXES[to], to, int8 or None)
+    typer.echo(f"{path}: {sum(path.with_suffix(s).stat().st_size for s in PARTS[to])/1e6:.1f} MB, the same {'AUC to .005' if int8 else 'outputs'} as the network")
 
 # %% ../nbs/62_cli.ipynb #f8246532
 @app.command(epilog="Example: hff share runs/mini/two_stream-F2F-c23-s0-0123abcd --out two_stream-F2F")

@@ -86,7 +86,7 @@ def rows_digest(
 # %% ../nbs/41_scores.ipynb #953c30c6
 def score_images(
     model, # returns an output with `.logits` (B, 2)
-    images:'torch.Tensor', # uint8 (N, 3, H, W)
+    images, # tensor, uint8 (N, 3, H, W)
     batch_size:int=32, # images at once
 )->np.ndarray: # (N,) float64, logit of fake minus logit of real
     "Raw logit difference of each image; the model's mode is put back afterwards"

@@ -75,13 +75,14 @@ def _engines(model, folder, sizes, exports, quick):
     out = {'transcription': (transcribe(model), 1e-5, 0.), 'hff': (_logits(model), 1e-5, 0.), 'hff folded': (_logits(folded, torch.channels_last), 1e-4, 0.)}
     ways = {'hff folded, torch.compile': lambda: _compiled(folded, sizes, model.image_size), 'hff folded, bfloat16': lambda: _opened(model, folder, 'torch', 'bf16'),
             'OpenVINO f32': lambda: _opened(model, folder, 'openvino', 'f32'), 'OpenVINO mixed': lambda: _opened(model, folder, 'openvino', 'mixed'), 'OpenVINO bf16': lambda: _opened(model, folder, 'openvino', 'bf16'),
+            'OpenVINO int8': lambda: _eight(model, folder, 'f32'), 'OpenVINO int8, bf16': lambda: _eight(model, folder, 'bf16'),
             'ONNX Runtime f32': lambda: _opened(model, folder, 'onnx', 'f32')}
     if quick: del ways['hff folded, torch.compile']                                  # minutes for every size
     for name, make in ways.items() if exports else ():
         start = time.perf_counter()
         try: f = make()
         except Exception as e: warnings.warn(f"{name} is left out: {str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}"); continue
-        out[name] = f, .05 if name.endswith(('mixed', 'bf16', 'bfloat16')) else 1e-4, time.perf_counter()-start
+        out[name] = f, .05 if name.endswith(('mixed', 'bf16', 'bfloat16', 'int8')) else 1e-4, time.perf_counter()-start
     return out
 
 def _logits(model, form=torch.contiguous_format): return lambda x: model(x.contiguous(memory_format=form)).logits
@@ -101,6 +102,15 @@ def _opened(model, folder, engine, precision):
         if not path.exists(): export_model(model, path, to=engine)
         model = path
     run = open_engine(model, engine=engine, precision=precision, threads=torch.get_num_threads())
+    return lambda x: run(x).logits
+
+def _eight(model, folder, precision):
+    "A network in eight bits, whose ranges are those of random images; the precision is that of the rest"
+    from hff.export import eight_bits, folded_graph, open_engine, write_graph
+    path = Path(folder)/'eight.xml'
+    crops = torch.randint(0, 256, (4, 3, model.image_size, model.image_size), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    if not path.exists(): write_graph(*eight_bits(*folded_graph(model)[:2], crops), path, 'openvino', lambda got: None)
+    run = open_engine(path, 'openvino', precision, threads=torch.get_num_threads())
     return lambda x: run(x).logits
 
 def same_network(
@@ -366,9 +376,25 @@ def bench_auc(
     faces = faces_of(open_data(preset), preset_recipe(preset))
     kind = {} if quick else dict(backbone='legacy_xception', pretrained=False, epochs=6, precision='bfloat16')
     run = run_all([preset_recipe(preset, data=faces.name, train_methods=('DF',), watch=0, **kind)], faces, runs_dir()/'auc', jobs=1)[0]
-    t = compare_engines(run, faces, methods=('DF',), **(dict(engines=[('torch', 'f32'), ('torch', 'bf16')]) if quick else {})).assign(network='small' if quick else 'Xception, trained on DF')
-    if not quick: t = pd.concat([t, compare_engines(None, faces).assign(network='the one that ships')], ignore_index=True)     # made for crops of 128 pixels
-    return t[['network', *t.columns[:-1]]].assign(**said)
+    if quick: return _named(compare_engines(run, faces, engines=[('torch', 'f32'), ('torch', 'bf16')], methods=('DF',)), 'small', said)
+    with tempfile.TemporaryDirectory() as d:
+        both = {'Xception, trained on DF': (run, ('DF',)), 'the one that ships': (None, None)}                               # the latter was made for crops of 128 pixels
+        return pd.concat([_named(compare_engines(c, faces, _all_engines(c, faces, Path(d)/f'{i}.xml'), methods=m), n, said) for i, (n, (c, m)) in enumerate(both.items())], ignore_index=True)
+
+def _named(t, name, said): return t.assign(network=name)[['network', *t.columns]].assign(**said)
+
+def _all_engines(checkpoint, faces, path):
+    "(engine, precision) -> how to open it; eight bits where the export does not refuse them"
+    from hff.export import export_model, open_engine
+    from hff.inference import open_model
+    plain = open_model(checkpoint, 'cpu')
+    pairs = [('torch', 'f32'), ('torch', 'mixed'), ('torch', 'bf16'), ('onnx', 'f32'), ('openvino', 'f32'), ('openvino', 'mixed'), ('openvino', 'bf16')]
+    out = {e: (lambda e=e: open_engine(plain, *e)) for e in pairs}
+    try:
+        export_model(plain, path, 'openvino', faces)
+        out |= {('openvino', 'int8'): lambda: open_engine(path, 'openvino'), ('openvino', 'int8, bf16'): lambda: open_engine(path, 'openvino', 'bf16')}
+    except HffError as e: warnings.warn(f'left out: {e}')
+    return out
 
 # %% ../nbs/72_speed.ipynb #20828545
 PEAKS = dict(H100=dict(float32=495e12, bfloat16=989e12, bandwidth=3.35e12), A100=dict(float32=156e12, bfloat16=312e12, bandwidth=2.04e12))   # dense, TF32 for float32; bytes a second (SXM, 80 GB)

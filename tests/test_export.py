@@ -205,3 +205,66 @@ def test_same_detector(tmp_path):
     assert compare_engines(None, tmp_path, [], methods=('DF',)).frames.tolist() == [12]
     with pytest.raises(HffError, match='needs real'): compare_engines(None, tmp_path, [], methods=('NT',))
     with pytest.raises(HffError, match='no faces of the split val'): compare_engines(None, tmp_path, split='val')
+
+
+@pytest.fixture(scope='module')
+def crops(tmp_path_factory):
+    "Waves as real faces, noise as fakes, of three splits; and a network whose head knows their mean features"
+    d, n = tmp_path_factory.mktemp('crops'), 24
+    waves, noise = ((probe_images(64, n)+1)*127.5).byte().permute(0, 2, 3, 1).numpy(), np.random.default_rng(0).integers(0, 256, (n, 64, 64, 3), np.uint8)
+    rows = [dict(dataset='toy', method='DF' if i%2 else 'real', quality='c23', video=f'{i:03}', split=('train', 'val', 'test')[i//2%3], label=i%2, source='', target=f'{i:03}', frame=0, crop=f'{i}.png', status='ok') for i in range(n)]
+    for i, r in enumerate(rows): write_png(d/r['crop'], (noise if r['label'] else waves)[i])
+    pd.DataFrame(rows).to_parquet(d/'faces.parquet')
+    torch.manual_seed(0)
+    m = create_model('rgb', backbone='tf_efficientnet_lite0', image_size=64, head='cosine').eval()
+    with torch.no_grad():
+        for k, x in enumerate((waves, noise)): m.head[1].weight[k] = m(torch.from_numpy(x).permute(0, 3, 1, 2)/127.5-1).features.mean(0)
+    return d, m
+
+
+@pytest.mark.parametrize('to', ('onnx', 'openvino'))
+def test_eight_bits(to, crops, tmp_path):
+    "A quarter of the size, close logits, the same answers in either runtime, and the image filters as they were"
+    faces, m = crops
+    path = export_model(m, tmp_path/f'net{export.SUFFIXES[to]}', to, faces)
+    assert sum(path.with_suffix(s).stat().st_size for s in export.PARTS[to] if s in ('.onnx', '.bin')) < .35*sum(4*p.numel() for p in m.parameters())
+    u = ((probe_images(64, 4, 3)+1)*127.5).byte()
+    want, e = score_images(m, u), open_engine(path, to)
+    assert e.precision == 'int8, f32' and 1e-5 < np.abs(score_images(e, u)-want).max() < .15
+    assert np.allclose(score_images(open_engine(path, 'openvino'), u), score_images(e, u), atol=.02)
+    t = compare_engines(m, faces, {('openvino', 'int8'): lambda: open_engine(path, 'openvino')})
+    assert t.frame_auc.tolist() == [1, 1] and t.logit_change.iloc[1] > 1e-5
+
+
+def test_eight_bits_of_two_streams_spare_the_noise_filters(tmp_path, crops):
+    faces, _ = crops
+    m = create_model(backbone='tf_efficientnet_lite0', pretrained=False, image_size=64).eval()
+    proto, about, _ = export.folded_graph(m)
+    out, about = export.eight_bits(proto, about, torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
+    made = {o: n.op_type for n in out.graph.node for o in n.output}
+    convs = [n for n in out.graph.node if n.op_type == 'Conv']
+    noise = [n for n in convs if n.name.startswith('noise.')]
+    assert noise and all(made.get(i) != 'DequantizeLinear' for n in noise for i in n.input)
+    assert all([made.get(i) for i in n.input[:2]] == ['DequantizeLinear']*2 for n in convs if n not in noise) and about['int8'] is True
+
+
+def test_eight_bits_that_change_the_detector_are_refused(crops, tmp_path, monkeypatch, capsys):
+    faces, m = crops
+    real = export._load
+    def turned(*a):
+        e = real(*a); run = e.run
+        e.run = lambda x: [-y for y in run(x)]
+        return e
+    monkeypatch.setattr(export, '_load', turned)
+    with pytest.raises(HffError, match=r'\(B, 3, 96, 96\)'): export_model(create_model('rgb', backbone='tf_efficientnet_lite0', pretrained=False, image_size=96), tmp_path/'net.onnx', faces=faces)
+    with pytest.raises(HffError, match=r'frame AUC of 8 validation crops is 0.0000 and not 1.0000.*nothing was written'): export_model(m, tmp_path/'net.onnx', faces=faces)
+    monkeypatch.undo()
+    t = pd.read_parquet(faces/'faces.parquet')
+    for i, (part, why) in enumerate([(t[t.split.ne('train')], 'no crops of the split train'), (t[t.split.ne('val')], 'no crops of the split val')]):
+        (tmp_path/str(i)).mkdir(); part.to_parquet(tmp_path/str(i)/'faces.parquet')
+        for c in part.crop: (tmp_path/str(i)/c).symlink_to(faces/c)
+        with pytest.raises(HffError, match=why): export_model(m, tmp_path/'net.onnx', faces=tmp_path/str(i))
+    assert main(['export', str(save_checkpoint(m, tmp_path/'net.safetensors')), '--int8', str(tmp_path/'none'), '--out', str(tmp_path/'net.onnx')]) == 1
+    assert not list(tmp_path.glob('*.onnx')) and str(tmp_path/'none') in capsys.readouterr().err
+    assert main(['export', str(tmp_path/'net.safetensors'), '--int8', str(faces), '--out', str(tmp_path/'net.onnx')]) == 0
+    assert 'the same AUC to .005' in capsys.readouterr().out

@@ -249,6 +249,10 @@ def test_readme_shows_the_committed_ratios():
     peaks = [[f'{v:.0f}' for v in t.sort_values('minutes').peak_mb.iloc[[0, -1]]] for _, t in pd.read_csv(ROOT/'figures/bench/memory.csv').groupby('frames')]
     assert '{} MB for one minute of video and {} MB for an hour'.format(*peaks[0]) in text and '2,000 frames {} and {} MB'.format(*peaks[1]) in text
     assert f"Compiling took {inf[inf.candidate.str.contains('compile')].warm_up.max():.0f} s" in text
+    curve, built = (pd.read_csv(ROOT/f'figures/bench/{n}.csv') for n in ('curve', 'miniff'))
+    assert not curve.quick.any() and not built.quick.any() and curve.seed.nunique()==3
+    assert f'ends {curve.difference[0]:.3f} from float32 in test AUC, beside a standard deviation of {curve.seed_sd[0]:.3f}' in text
+    assert 'the {} clips of the small preset of MiniFF takes {:.0f} s with one process and {:.0f} s with two'.format(built.batch[0], *built['median']) in text
 
 
 def test_committed_tables_are_complete():
