@@ -239,7 +239,7 @@ def test_readme_shows_the_committed_speeds():
 def test_readme_shows_the_committed_ratios():
     "The tables of inference and training, row by row, and the sentence below them"
     text, (inf, train, start) = (ROOT/'README.md').read_text(), (pd.read_csv(ROOT/f'figures/bench/{n}.csv') for n in ('inference', 'training', 'startup'))
-    row = lambda name, values: f"| {name} | {' | '.join(f'{v:.2f}' for v in values)} |"
+    row = lambda name, values: f"| {name} | {' | '.join('–' if v!=v else f'{v:.2f}' for v in values)} |"      # nothing where nothing was measured
     wide = lambda t, k: t.pivot(index='candidate', columns='batch', values=k).drop('transcription')
     fast, (step, peak) = wide(inf, 'ratio'), (wide(train, k) for k in ('ratio', 'of_memory'))
     assert not inf.quick.any() and not train.quick.any() and list(fast)==[1, 8, 32] and list(step)==[4, 8]
