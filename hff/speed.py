@@ -385,11 +385,10 @@ def _named(t, name, said): return t.assign(network=name)[['network', *t.columns]
 
 def _all_engines(checkpoint, faces, path):
     "(engine, precision) -> how to open it; eight bits where the export does not refuse them"
-    from hff.export import export_model, open_engine
+    from hff.export import PAIRS, export_model, open_engine
     from hff.inference import open_model
     plain = open_model(checkpoint, 'cpu')
-    pairs = [('torch', 'f32'), ('torch', 'mixed'), ('torch', 'bf16'), ('onnx', 'f32'), ('openvino', 'f32'), ('openvino', 'mixed'), ('openvino', 'bf16')]
-    out = {e: (lambda e=e: open_engine(plain, *e)) for e in pairs}
+    out = {e: (lambda e=e: open_engine(plain, *e)) for e in PAIRS}
     try:
         export_model(plain, path, 'openvino', faces)
         out |= {('openvino', 'int8'): lambda: open_engine(path, 'openvino'), ('openvino', 'int8, bf16'): lambda: open_engine(path, 'openvino', 'bf16')}
