@@ -6,7 +6,7 @@
 __all__ = ['BENCHES', 'QUICK', 'race', 'machine', 'bench_loading', 'bench_manifest', 'bench_faces', 'run_bench']
 
 # %% ../nbs/70_bench.ipynb #7c8ad44c
-import os, platform, tempfile, time
+import os, platform, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import cv2
@@ -19,7 +19,7 @@ from .datasets import FaceDataset, normalise
 from .extract import Cropping, clip_faces, roots_of
 from .manifest import read_manifest, write_rows
 from .page import processor
-from .paths import HffError, cores, progress
+from .paths import HffError, child_env, cores, progress
 from .video import count_frames, frame_indices, read_video, sample_video, write_video
 
 # %% ../nbs/70_bench.ipynb #78f5ae56
@@ -38,7 +38,7 @@ def race(
     out = pd.DataFrame([dict(candidate=n, median=np.median(v), fastest=min(v), slowest=max(v)) for n, v in t.items()])
     return out.assign(per_second=work/out['median'], ratio=out['median'][0]/out['median'])
 
-def machine()->dict: # processor, cores, system, versions
+def machine()->dict: # processor, cores, versions
     "What the figures were measured on"
     return dict(cpu=processor(), cores=cores(), python=platform.python_version(), torch=torch.__version__, opencv=cv2.__version__)
 
@@ -84,16 +84,22 @@ def _million(n):
                    path=f'train/dfdc_train_part_{i%50}/v{i:09d}.mp4',
                    source='', target=f'v{i//5:09d}', status='have', mask='', base='', rule='official')
 
+_CHILD = """import sys, time
+from hff.bench import _million
+from hff.manifest import write_rows
+from hff.paths import memory
+before, start = memory(), time.perf_counter()
+write_rows(_million(int(sys.argv[1])), sys.argv[2])
+print(time.perf_counter()-start, (memory(peak=True)-before)/1e6)"""
+
 def bench_manifest(
     rows:int=1_000_000, # of the manifest
     rounds:int=3, # of opening
-)->pd.DataFrame: # seconds, and the peak of memory while writing
+)->pd.DataFrame: # seconds, and by how many MB (of 10**6 bytes) a new process grew while it wrote
     "Write a manifest, open it"
-    import resource
     with tempfile.TemporaryDirectory() as d:
-        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-        write_rows(_million(rows), p := Path(d)/'m.parquet')
-        wrote, grew = time.perf_counter()-start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-before)/1024
+        p = Path(d)/'m.parquet'
+        wrote, grew = map(float, subprocess.run([sys.executable, '-c', _CHILD, str(rows), str(p)], check=True, capture_output=True, text=True, env=child_env()).stdout.split())
         out = race({'open with `read_manifest`': lambda: read_manifest(p)}, rows, rounds)
     first = pd.DataFrame([dict(candidate='write with `write_rows`', median=wrote, per_second=rows/wrote, grew_mb=grew)])
     return pd.concat([first, out.drop(columns='ratio')], ignore_index=True)
@@ -115,7 +121,7 @@ def bench_faces(
 
 # %% ../nbs/70_bench.ipynb #bd78e021
 def _of(module, name):
-    "A benchmark of a later room, which itself may import this module"
+    "A benchmark of a later notebook, which itself may import this module"
     def bench(**kw):
         from importlib import import_module
         return getattr(import_module(module), f'bench_{name}')(**kw)

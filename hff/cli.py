@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'miniff', 'data', 'scores', 'Preset', 'Jobs', 'Data', 'Name', 'Root', 'Quality', 'Methods', 'Split', 'Ffpp',
-           'Subset', 'Test', 'Variants', 'Parts', 'Json', 'Labels', 'Subsets', 'Shared', 'Faces', 'reproduce',
-           'miniff_build', 'miniff_verify', 'data_info', 'data_index', 'data_verify', 'faces', 'train', 'evaluate',
-           'predict', 'export', 'share', 'scores_export', 'scores_import', 'scores_compare', 'bench', 'main']
+           'Subset', 'Test', 'Variants', 'Parts', 'Json', 'Labels', 'Subsets', 'Shared', 'Faces', 'Several', 'Settings',
+           'reproduce', 'miniff_build', 'miniff_verify', 'data_info', 'data_index', 'data_verify', 'faces', 'train',
+           'evaluate', 'predict', 'export', 'share', 'scores_export', 'scores_import', 'scores_compare', 'bench',
+           'main']
 
 # %% ../nbs/62_cli.ipynb #196a7d36
 import os, signal, sys, threading, warnings
@@ -249,6 +250,8 @@ def _note(text): print(f'hff: {text}', file=sys.stderr)
 
 # %% ../nbs/62_cli.ipynb #d84fde11
 Faces = Annotated[str, typer.Option(help="folder of crops from `hff faces` (default: those of MiniFF or of --data-root)")]
+Several = Annotated[list[str], typer.Option(help="folder of crops from `hff faces`; may be given several times, once for each data set")]
+Settings = Annotated[list[str], typer.Option('--set', help="a setting of the recipe in place of the preset's, e.g. --set epochs=5 --set precision=bfloat16; lists and switches as JSON")]
 
 @app.command(epilog="Example: hff train --preset mini --model two_stream --methods F2F")
 def train(
@@ -260,6 +263,8 @@ def train(
     faces:Faces='',
     quality:Annotated[str, typer.Option(help="raw, c23, c40, or none where a data set states none (default: the preset's)")]='',
     fakes:Annotated[str, typer.Option(help="data (the manipulations), or made from real faces on the way: self_blended (SBI), warped (FWA), blended, data+blended (Face X-ray)")]='data',
+    settings:Settings=[],
+    runs:Annotated[str, typer.Option(help="folder in which the run gets its own (default: runs/PRESET, or below HFF_RUNS)")]='',
     jobs:Jobs=0,
 ):
     "Train one network (or find it trained, or resume it) and print its test metrics."
@@ -268,9 +273,10 @@ def train(
     from hff.scores import read_scores
     from hff.trainer import train
     made = {} if 'data' in fakes.split('+') else dict(train_methods=(), select='last')
-    want = dict(model=model, train_methods=_words(methods), seed=seed, fakes=fakes) | made | ({} if not quality else dict(quality='' if quality=='none' else quality))
+    want = _set(settings) | dict(model=model, train_methods=_words(methods), seed=seed, fakes=fakes) | made | ({} if not quality else dict(quality='' if quality=='none' else quality))
     preset_recipe(preset, **want)                                   # a wrong name fails before any work
     if int(os.environ.get('WORLD_SIZE', 1))>1 and not faces: raise HffError("Several processes: cut out the faces first (`hff faces`) and give --faces, so that they don't all do it")
+    if faces and 'image_size' in want: raise HffError("--set image_size: the crops in --faces have their size; cut out others (`hff faces --size`)")
     if faces and data_root: raise HffError("Give --faces or --data-root, not both: crops are there already, or are to be cut out")
     if faces: folder, id_, crop = _crops_of(faces, want['train_methods'])
     else:
@@ -279,8 +285,19 @@ def train(
         folder = faces_of(open_data(preset, data_root, jobs=jobs or cores()), preset_recipe(preset, **want))
         id_, crop = folder.name, None
     recipe = preset_recipe(preset, **want, data=id_, **({} if crop is None else dict(crop=crop, image_size=crop['size'])))
-    run = train(recipe, folder, runs_root(preset))
+    run = train(recipe, folder, Path(runs) if runs else runs_root(preset))
     if int(os.environ.get('RANK', 0))==0: typer.echo(run); _print_metrics(read_scores(run/'scores.parquet'))     # one of several processes speaks
+
+def _set(words):
+    "Settings from KEY=VALUE; a value is JSON, or else a word"
+    import json
+    out, own = {}, dict(model='--model', train_methods='--methods', seed='--seed', fakes='--fakes', quality='--quality', data='--faces or --data-root', crop='--faces')
+    for k, eq, v in (w.partition('=') for w in words):
+        if not eq or not v: raise HffError(f"--set {k}: write name=value, e.g. epochs=5")
+        if k in own: raise HffError(f"--set {k}: use {own[k]}")
+        try: out[k] = json.loads(v)
+        except (ValueError, RecursionError): out[k] = v
+    return out
 
 def _crops_of(folder, methods):
     "Folder, content id and settings of crops that are there"
@@ -293,7 +310,7 @@ def _crops_of(folder, methods):
 @app.command(epilog="Example: hff evaluate runs/mini/two_stream-F2F-c23-s0-0123abcd --faces data/faces/celebdf_v2")
 def evaluate(
     path:Annotated[str, typer.Argument(help="a run folder, a checkpoint (with --faces), or a score file (.parquet, or .scores.csv of another tool)")],
-    faces:Faces='',
+    faces:Several=[],
     split:Annotated[str, typer.Option(help="with --faces: test, val, train or all")]='test',
     pool:Annotated[str, typer.Option(help="frames to videos: mean, median, max, mean_logit")]='mean',
     policy:Annotated[str, typer.Option(help="videos without a score: strict (refuse below 95 %), ok_only, impute_0.5")]='strict',
@@ -301,7 +318,7 @@ def evaluate(
     out:Annotated[str, typer.Option(help="also write the table as CSV here")]='',
     scores_out:Annotated[str, typer.Option(help="with --faces: write the frame scores here (.parquet)")]='',
 ):
-    "Frame and video AUC, AP, accuracy, EER, TPR of a run, a score file, or a checkpoint on other faces; with intervals over videos."
+    "Frame and video AUC, AP, accuracy, EER, TPR of a run, a score file, or a checkpoint on other faces, one data set or several; with intervals over videos."
     from hff.scores import write_scores
     p = Path(path)
     _suffix(out, '.csv', path); _suffix(scores_out, '.parquet', path)
@@ -309,13 +326,25 @@ def evaluate(
     if temperature and not ((p if p.is_dir() else p.parent)/'val_scores.parquet').is_file():
         raise HffError(f"--temperature needs the validation scores of a run: {path} has no val_scores.parquet")
     if faces:
-        from hff.trainer import score_checkpoint
-        s = score_checkpoint(p, faces, split)
-        for line in s.attrs['differs']: _note(f'cut otherwise than in training: {line}')
+        s = _score_all(p, faces, split)
         if scores_out: write_scores(s, scores_out)
     else: s = _scores(p)
     _print_metrics(s, pool, policy, out)
     if temperature: _print_calibration(p, s, pool)
+
+def _score_all(checkpoint, folders, split):
+    "Score table of several folders of crops, each of other data"
+    import pandas as pd
+    from hff.trainer import score_checkpoint
+    tables, seen = [], {}
+    for f in folders:
+        s = score_checkpoint(checkpoint, f, split)
+        for line in s.attrs['differs']: _note(f'{f}: cut otherwise than in training: {line}')
+        for k in s.groupby(['dataset', 'quality'], observed=True).groups:
+            if k in seen: raise HffError(f"--faces {f} and {seen[k]} both hold {' '.join(filter(None, k))}: score them apart")
+            seen[k] = f
+        tables.append(s)
+    return pd.concat(tables, ignore_index=True) if len(tables)>1 else tables[0]
 
 def _suffix(out, suffix, *inputs):
     "A file to write is called what it is, and is not one that was read"
@@ -336,6 +365,8 @@ def _print_metrics(s, pool='mean', policy='strict', out=''):
     typer.echo(coverage_line(s))
     t = evaluate(s, pool=pool, policy=policy, together=True)
     typer.echo(_readable(t, pool))
+    whole = t.drop_duplicates(['dataset', 'quality'], keep='last')                 # the row `all` where there is one
+    if len(whole)>1: typer.echo(f"\nmean over {len(whole)} data sets, all fakes of each together: frame AUC {whole.frame_auc.mean():.3f}, video AUC {whole.video_auc.mean():.3f}")
     if out:
         with atomic(out) as f: t.to_csv(f, index=False, float_format='%.6f', lineterminator='\n')
 

@@ -40,9 +40,9 @@ def loop_video(
     return Path(path)
 
 # %% ../nbs/73_footprint.ipynb #bfbefe88
-def peak_mb()->float: # megabytes (2**20)
+def peak_mb()->float: # MB, 10**6 bytes
     "Largest resident memory of this process since it started"
-    return memory(peak=True)/2**20
+    return memory(peak=True)/1e6
 
 _CHILD = """import json, sys, time
 from hff.cli import main

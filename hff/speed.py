@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['STEPS', 'PEAKS', 'settings', 'roofline', 'same_network', 'bench_inference', 'training_step', 'step_memory',
            'waiting_share', 'bench_training', 'bench_srm', 'bench_dcma', 'bench_startup', 'bench_miniff',
-           'learning_curves', 'curve_difference', 'bench_curve', 'bench_auc', 'estimate_gpu']
+           'learning_curves', 'curve_difference', 'bench_curve', 'bench_auc', 'estimate_gpu', 'draw_ratios']
 
 # %% ../nbs/72_speed.ipynb #5ba9fa58
 import json, os, subprocess, sys, tempfile, time, warnings
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +128,7 @@ def bench_inference(
     rounds:int=7, # see `race`; small batches, which vary more, are run up to eight times as often
     exports:bool=True, # also torch.compile, bfloat16, OpenVINO and ONNX Runtime, which take a while to get ready
     sizes:tuple=(1, 8, 32), # of a batch
-)->pd.DataFrame: # candidate, batch, median ... (seconds), per_second, ratio, of_bound (median over that of the matrix product), warm_up, differs, product (which one)
+)->pd.DataFrame: # candidate, batch, median ... (seconds), per_second, ratio, of_bound (median over that of the matrix product in float32), warm_up, differs, product (which one)
     "The network on random images, beside a matrix product with as many multiply-adds"
     model, said = _network(quick), settings()
     macs, out, sizes, top = _macs(model), [], (1, 2) if quick else sizes, roofline(quick).iloc[0]
@@ -136,8 +137,8 @@ def bench_inference(
         differs = same_network(engines, _images(1, model.image_size))
         for b in sizes:
             x = _images(b, model.image_size)
-            t = race({k: (lambda f=f: f(x)) for k, (f, *_) in engines.items()} | {'matrix product': _products(int(top.n))[top.how]}, b, 1 if quick else rounds*max(1, 8//b))
-            t.loc[t.candidate.eq('matrix product'), ['median', 'fastest', 'slowest']] *= macs*b/int(top.n)**3
+            t = race({k: (lambda f=f: f(x)) for k, (f, *_) in engines.items()} | {'matrix product, float32': _products(int(top.n))[top.how]}, b, 1 if quick else rounds*max(1, 8//b))
+            t.loc[t.candidate.eq('matrix product, float32'), ['median', 'fastest', 'slowest']] *= macs*b/int(top.n)**3
             t = t.assign(per_second=b/t['median'], ratio=t['median'].iloc[0]/t['median'], of_bound=t['median']/t['median'].iloc[-1])
             out.append(t.assign(batch=b, warm_up=[e[2] for e in engines.values()]+[0.], differs=[*differs.values(), np.nan]))
     return _ordered(pd.concat(out, ignore_index=True), said | dict(product=f'{top.how}, {top.n}'))
@@ -218,20 +219,28 @@ def waiting_share(
         train_epoch(model, make_optimizer(model, r), FaceDataset(table, d, memory=memory), r, 0, Accelerator(cpu=True), precision=precision, clock=clock)
     return clock['waiting']/clock['all']
 
+@contextmanager
+def _threads(n):
+    was = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try: yield
+    finally: torch.set_num_threads(was)
+
 def bench_training(
     quick:bool=False, # 64 pixels, one batch of 4, one round, the first two candidates
     rounds:int=5, # see `race`
-)->pd.DataFrame: # candidate, batch, seconds of a step ..., peak_mb, of_memory (share of the transcription's), waiting
-    "Training steps of the transcription and ours, their memory, and the wait for data"
-    size, out, said, ways = 64 if quick else 256, [], settings(), dict([*STEPS.items()][:2] if quick else STEPS)
-    for b in (4,) if quick else (4, 8):
-        steps = {k: training_step(kind, p, b, size, **how) for k, (kind, p, how) in ways.items()}
-        t = race(steps, b, 1 if quick else rounds)
-        del steps
-        peak = np.array([step_memory(kind, p, b, size, **how) for kind, p, how in ways.values()])
-        wait = [np.nan if kind=='plain' or how else waiting_share(p, b, size, 2*b if quick else 8*b) for kind, p, how in ways.values()]
-        out.append(t.assign(batch=b, peak_mb=peak, of_memory=peak/peak[0], waiting=wait))
-    return _ordered(pd.concat(out, ignore_index=True), said)
+)->pd.DataFrame: # candidate, batch, seconds of a step ..., peak_mb (of 10**6 bytes), of_memory (share of the transcription's), waiting, threads
+    "Training steps of the transcription and ours, their memory, and the wait for data; with all threads, and with one, as `hff train` runs on a CPU"
+    size, out, n, ways = 64 if quick else 256, [], torch.get_num_threads(), dict([*STEPS.items()][:2] if quick else STEPS)
+    for b, k in ((4, n),) if quick else ((4, n), (8, n), (8, 1)):
+        with _threads(k): out.append(_steps(ways, b, size, 1 if quick else rounds, 2*b if quick else 8*b).assign(batch=b, threads=k))
+    return _ordered(pd.concat(out, ignore_index=True), dict(allocator=settings()['allocator']))
+
+def _steps(ways, b, size, rounds, n):
+    "One batch size: in turns, then each by itself"
+    t = race({k: training_step(kind, p, b, size, **how) for k, (kind, p, how) in ways.items()}, b, rounds)
+    peak = np.array([step_memory(kind, p, b, size, **how) for kind, p, how in ways.values()])
+    return t.assign(peak_mb=peak, of_memory=peak/peak[0], waiting=[np.nan if kind=='plain' or how else waiting_share(p, b, size, n) for kind, p, how in ways.values()])
 
 # %% ../nbs/72_speed.ipynb #b2341579
 def _srm_ways(c, order='repeat'):
@@ -324,7 +333,7 @@ def learning_curves(
     recipe, # a `Recipe`; its seed and precision are varied
     faces:Path|str, # folder of crops
     run_root:Path|str, # where the runs lie; finished ones are found again
-    seeds:tuple=(0, 1, 2), # each trained in each precision
+    seeds:tuple=(0, 1, 2, 3, 4, 5), # each trained in each precision
     jobs:int=1, # processes at a time
 )->pd.DataFrame: # seed, precision, epoch, train_loss, val_video_auc, seconds, and on the last epoch test_auc
     "Log of each run, one row an epoch"
@@ -343,11 +352,12 @@ def learning_curves(
 def curve_difference(
     curves:pd.DataFrame, # from `learning_curves`
     column:str='test_auc', # of the last epoch
-)->dict: # difference (bfloat16 less float32, mean over seeds), seed_sd (of float32), within (is the one no larger than twice the other's standard error)
-    "The effect of the precision beside that of the seed"
+)->dict: # difference (bfloat16 less float32, mean over seeds), its paired 95 % t interval difference_lo, difference_hi; seed_sd (of float32); within (zero lies in the interval)
+    "The effect of the precision, each seed with itself, beside that of the seed"
+    from scipy.stats import ttest_rel
     c = curves[curves.epoch.eq(curves.epoch.max())].pivot(index='seed', columns='precision', values=column)
-    d, sd = (c.bfloat16-c.float32).mean(), c.float32.std()
-    return dict(difference=d, seed_sd=sd, within=bool(abs(d)<=2*sd*(2/len(c))**.5))
+    lo, hi = ttest_rel(c.bfloat16, c.float32).confidence_interval()
+    return dict(difference=(c.bfloat16-c.float32).mean(), difference_lo=lo, difference_hi=hi, seed_sd=c.float32.std(), within=bool(lo<=0<=hi))
 
 def bench_curve(
     quick:bool=False, # the smoke preset and two seeds
@@ -359,13 +369,13 @@ def bench_curve(
     preset, said = 'smoke' if quick else 'mini', settings()
     r = preset_recipe(preset, **(dict(model='rgb', watch=0) if quick else {}))
     faces = faces_of(open_data(preset), r)
-    t = learning_curves(preset_recipe(preset, data=faces.name, **(dict(model='rgb', watch=0) if quick else {})), faces, runs_dir()/'curve', seeds=(0, 1) if quick else (0, 1, 2))
+    t = learning_curves(preset_recipe(preset, data=faces.name, **(dict(model='rgb', watch=0) if quick else {})), faces, runs_dir()/'curve', seeds=(0, 1) if quick else tuple(range(6)))
     return t.assign(**curve_difference(t), **said)
 
 # %% ../nbs/72_speed.ipynb #f221152b
 def bench_auc(
     quick:bool=False, # the smoke preset, a small network of its own, engines of PyTorch
-)->pd.DataFrame: # network, engine, precision, frames, frame_auc, video_auc, their distance from the plain network's, logit_change (largest)
+)->pd.DataFrame: # network, engine, precision, frames, frame_auc, video_auc, their distance from the plain network's, logit_change (largest), refused (why there are no figures)
     "AUC of trained networks in each engine"
     from hff.export import compare_engines
     from hff.paths import runs_dir
@@ -379,21 +389,21 @@ def bench_auc(
     if quick: return _named(compare_engines(run, faces, engines=[('torch', 'f32'), ('torch', 'bf16')], methods=('DF',)), 'small', said)
     with tempfile.TemporaryDirectory() as d:
         both = {'Xception, trained on DF': (run, ('DF',)), 'the one that ships': (None, None)}                               # the latter was made for crops of 128 pixels
-        return pd.concat([_named(compare_engines(c, faces, _all_engines(c, faces, Path(d)/f'{i}.xml'), methods=m), n, said) for i, (n, (c, m)) in enumerate(both.items())], ignore_index=True)
+        return pd.concat([_named(_compare(c, faces, Path(d)/f'{i}.xml', m), n, said) for i, (n, (c, m)) in enumerate(both.items())], ignore_index=True)
 
 def _named(t, name, said): return t.assign(network=name)[['network', *t.columns]].assign(**said)
 
-def _all_engines(checkpoint, faces, path):
-    "(engine, precision) -> how to open it; eight bits where the export does not refuse them"
-    from hff.export import PAIRS, export_model, open_engine
+def _compare(checkpoint, faces, path, methods):
+    "Every engine, and eight bits where the export does not refuse them"
+    from hff.export import PAIRS, compare_engines, export_model, open_engine
     from hff.inference import open_model
     plain = open_model(checkpoint, 'cpu')
-    out = {e: (lambda e=e: open_engine(plain, *e)) for e in PAIRS}
+    ways, no = {e: (lambda e=e: open_engine(plain, *e)) for e in PAIRS}, []
     try:
         export_model(plain, path, 'openvino', faces)
-        out |= {('openvino', 'int8'): lambda: open_engine(path, 'openvino'), ('openvino', 'int8, bf16'): lambda: open_engine(path, 'openvino', 'bf16')}
-    except HffError as e: warnings.warn(f'left out: {e}')
-    return out
+        ways |= {('openvino', 'int8'): lambda: open_engine(path, 'openvino'), ('openvino', 'int8, bf16'): lambda: open_engine(path, 'openvino', 'bf16')}
+    except HffError as e: no = [dict(engine='openvino', precision='int8', refused=str(e))]
+    return pd.concat([compare_engines(checkpoint, faces, ways, methods=methods).assign(refused=''), pd.DataFrame(no)], ignore_index=True)
 
 # %% ../nbs/72_speed.ipynb #20828545
 PEAKS = dict(H100=dict(float32=495e12, bfloat16=989e12, bandwidth=3.35e12), A100=dict(float32=156e12, bfloat16=312e12, bandwidth=2.04e12))   # dense, TF32 for float32; bytes a second (SXM, 80 GB)
@@ -414,3 +424,16 @@ def estimate_gpu(
             rows.append(dict(gpu=gpu, work=work, batch=batch, precision=precision, compute_ms=a, memory_ms=b, bound_ms=max(a, b), images_s=1e3*batch/max(a, b),
                              limited_by='memory' if b>a else 'compute', how='estimate, not measured'))
     return pd.DataFrame(rows)
+
+# %% ../nbs/72_speed.ipynb #12720d17
+def draw_ratios(
+    t:pd.DataFrame, # from `bench_inference` or `bench_training`
+    ax=None, # axes (default: new ones)
+): # the axes
+    "How many times as fast as the transcription, a bar for each batch"
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+    ax = ax or plt.subplots(figsize=(6, 3.6))[1]
+    sns.barplot(t[t.candidate!='transcription'], y='candidate', x='ratio', hue='batch', palette='crest', errorbar=None, ax=ax)
+    ax.axvline(1, color='.4', lw=1); ax.set(xlabel='times as fast as the transcription', ylabel=''); sns.despine(ax=ax)
+    return ax

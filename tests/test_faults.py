@@ -129,7 +129,9 @@ def test_interruption_says_that_work_is_kept(capsys, monkeypatch):
     (['predict', ''], 'empty'), (['predict', 'x'*300+'.mp4'], 'x'*200), (['evaluate', 'README.md'], 'parquet'), (['train', '--seed', '-1'], 'seed'),
     (['evaluate', '{s}', '--split', 'val'], '--faces'), (['evaluate', '{s}', '--scores-out', 'q.parquet'], '--faces'), (['evaluate', '{s}', '--temperature'], 'val_scores'),
     (['evaluate', '{s}', '--out', '{s}'], 'ends in .csv'), (['scores', 'compare', '{s}', '{s}'], 'named twice'), (['scores', 'import', 'a.csv', '--out', 'b.parquet'], '--fake'),
-    (['faces', '{m}', '--root', '{d}', '--detector', 'os:getcwd', '--out', '{d}/f'], 'os:getcwd')])
+    (['faces', '{m}', '--root', '{d}', '--detector', 'os:getcwd', '--out', '{d}/f'], 'os:getcwd'),
+    (['train', '--set', 'epochs'], 'name=value'), (['train', '--set', 'seed=1'], '--seed'), (['train', '--set', 'epoch=1'], 'unknown epoch'), (['train', '--set', 'epochs=two'], 'epochs'),
+    (['train', '--faces', '{d}', '--set', 'image_size=64'], 'hff faces --size')])
 def test_one_line_for_each_mistake(args, words, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv('TQDM_DISABLE', '1')
     scores(methods=('DF',)).to_parquet(tmp_path/'s.parquet')

@@ -1,6 +1,7 @@
 "Runs that are killed, repeated, shared or spoilt"
 import json
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -16,8 +17,9 @@ import torch
 from torch import nn
 
 import hff.trainer as trainer
+from hff.cli import main
 from hff.paths import HffError, sha256
-from hff.recipe import Recipe
+from hff.recipe import Recipe, load_recipe
 from hff.scores import read_scores
 from hff.trainer import load_state, locked, run_all, train
 
@@ -170,3 +172,33 @@ def test_nested_shares_of_the_people():
     people = [f'{i:03d}' for i in range(40)]
     some = {s: trainer.some_people(people*2, s) for s in (.25, .5, 1.)}
     assert [len(v) for v in some.values()] == [10, 20, 40] and set(some[.25]) < set(some[.5]) < set(some[1.])
+
+
+@pytest.fixture
+def folder(faces, tmp_path):
+    "The crops with settings, as `hff faces` leaves them"
+    def make(name, dataset='toy'):
+        d = tmp_path/name
+        shutil.copytree(faces, d)
+        t = pd.read_parquet(d/'faces.parquet')
+        t.assign(dataset=dataset).to_parquet(d/'faces.parquet')
+        (d/'faces.json').write_text(json.dumps(dict(id='0'*12, size=32, frames=3, margin=1.3)))
+        return d
+    return make
+
+
+def test_train_takes_settings_and_a_place(folder, tmp_path, monkeypatch, capsys):
+    "What stands on the command line reaches the recipe; the run lies where it was asked for, and is judged on two data sets at once"
+    monkeypatch.setenv('TQDM_DISABLE', '1')
+    a, b = folder('a'), folder('b', 'other')
+    words = ['backbone=mobilenetv2_100', 'pretrained=false', 'epochs=1', 'lr=1e-4', 'batch_size=4', 'frames=2', 'switches={"head": "cosine"}', 'watch=0']
+    assert main(['train', '--preset', 'smoke', '--model', 'rgb', '--faces', str(a), '--runs', str(tmp_path/'mine'), *(x for w in words for x in ('--set', w))])==0
+    run, = (tmp_path/'mine').iterdir()
+    got = load_recipe(run/'recipe.json')
+    assert (got.epochs, got.lr, got.backbone, got.pretrained, got.switches)==(1, 1e-4, 'mobilenetv2_100', False, {'head': 'cosine'})
+    capsys.readouterr()
+    assert main(['evaluate', str(run), '--faces', str(a), '--faces', str(b), '--policy', 'ok_only', '--out', str(tmp_path/'m.csv')])==0
+    said, t = capsys.readouterr().out, pd.read_csv(tmp_path/'m.csv')
+    both = t[t.method.eq('all')]
+    assert sorted(both.dataset)==['other', 'toy'] and f'mean over 2 data sets, all fakes of each together: frame AUC {both.frame_auc.mean():.3f}, video AUC {both.video_auc.mean():.3f}' in said
+    assert main(['evaluate', str(run), '--faces', str(a), '--faces', str(a)])==1 and 'both hold toy c23' in capsys.readouterr().err
