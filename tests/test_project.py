@@ -1,5 +1,5 @@
 "Guards for what nbdev, papermill and packaging would accept in silence"
-import ast, os, re, subprocess, sys, tomllib
+import ast, os, re, shlex, subprocess, sys, tomllib
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -77,6 +77,30 @@ def test_nothing_is_imported_that_is_not_required():
         for node in ast.walk(ast.parse(p.read_text())):
             mods = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             for m in mods: assert m.split('.')[0] in names, f"{p.name} imports {m}, which settings.ini does not require"
+
+
+def said_commands(text):
+    "Every command line of `hff` in a Markdown text, without comments, `...` and output"
+    lines = [x for block in re.findall(r'```sh\n(.*?)```', text, re.S) for x in block.splitlines()]+re.findall(r'`([^`\n]+)`', text)
+    for x in (y.partition(' #')[0].strip() for line in lines for y in line.split(' && ')):
+        x = re.sub(r'^torchrun .*? -m (?=hff )', '', re.sub(r'^(\w+=\S+ )*(\S+/bin/)?(?=hff |torchrun )', '', x))
+        if re.match(r'hff [a-z]', x): yield shlex.split(x.removesuffix(' ...'))[1:]
+
+
+@pytest.mark.parametrize('p', [ROOT/'README.md', *sorted((ROOT/'nbs').glob('*.ipynb'))], ids=lambda p: p.stem)
+def test_commands_in_prose_exist(p):
+    "What readers are told to type has a command and options of these names"
+    import typer
+    from hff.cli import app
+    texts = [p.read_text()] if p.suffix=='.md' else [c.source for c in nbformat.read(p, 4).cells if c.cell_type=='markdown']
+    for words in (w for t in texts for w in said_commands(t)):
+        command, rest = typer.main.get_command(app), words
+        while hasattr(command, 'commands') and rest and rest[0] in command.commands: command, rest = command.commands[rest[0]], rest[1:]
+        if hasattr(command, 'commands'): assert not rest or '|' in rest[0], f"no such command: hff {' '.join(words)}"; continue
+        try: command.make_context(command.name, rest)
+        except Exception as e:                                                       # typer brings its own click, or not
+            assert type(e).__name__ in ('MissingParameter', 'BadOptionUsage', 'Exit'), f"hff {' '.join(words)}: {e}"     # named without its arguments
+    assert '-m hff.cli' not in ' '.join(texts)                                       # a module that does nothing when it is run
 
 
 def test_library_notebooks_run():
