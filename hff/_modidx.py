@@ -146,6 +146,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'hff.checkpoints._dead': ('checkpoints.html#_dead', 'hff/checkpoints.py'),
                                  'hff.checkpoints._inspect': ('checkpoints.html#_inspect', 'hff/checkpoints.py'),
                                  'hff.checkpoints._metadata': ('checkpoints.html#_metadata', 'hff/checkpoints.py'),
+                                 'hff.checkpoints._shallow': ('checkpoints.html#_shallow', 'hff/checkpoints.py'),
                                  'hff.checkpoints._write': ('checkpoints.html#_write', 'hff/checkpoints.py'),
                                  'hff.checkpoints.check_same': ('checkpoints.html#check_same', 'hff/checkpoints.py'),
                                  'hff.checkpoints.check_values': ('checkpoints.html#check_values', 'hff/checkpoints.py'),

@@ -78,6 +78,8 @@ class Report:
     def _repr_markdown_(self): return f'```\n{self}\n```'
 
 # %% ../nbs/15_checkpoints.ipynb #8de55283
+_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+
 def open_checkpoint(
     source, # path, or a state dict
 )->tuple: # state dict, metadata of an hff file (or {}), path (or None)
@@ -90,15 +92,20 @@ def open_checkpoint(
         if isinstance(sd, dict) and isinstance(sd.get(k), dict): sd = sd[k]
     if not isinstance(sd, dict) or not sd or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in sd.items()):
         raise HffError(f"{path or 'this object'} is not a state dict (names to tensors): pass a state dict or a file of one")
+    if odd := [f'{k} ({v.dtype})' for k, v in sd.items() if v.dtype not in _TYPES]: raise HffError(f"{path or 'this object'} holds numbers of a kind that no network here has, first {odd[0]}: save it as float32")
     return {k.removeprefix('module.'): v for k, v in sd.items()}, meta, path
+
+def _shallow(x, depth=20): # so that whoever prints, compares or copies it later does not run out of stack
+    "Are settings nested no deeper than settings are?"
+    return depth>0 and all(_shallow(v, depth-1) for v in (x.values() if isinstance(x, dict) else x if isinstance(x, list) else ()))
 
 def _metadata(path):
     "The `hff` entry of a safetensors file's metadata, or {}"
     with safe_open(path, 'pt') as f: text = (f.metadata() or {}).get('hff')
     try: meta = json.loads(text) if text else {}
-    except ValueError: meta = None
+    except (ValueError, RecursionError): meta = None
     kinds = dict(config=dict, recipe=dict|None, trained_on=str|None, cropping=dict|None)
-    if not isinstance(meta, dict) or (meta and not all(isinstance(meta.get(k), t) for k, t in kinds.items())):
+    if not isinstance(meta, dict) or not _shallow(meta) or (meta and not all(isinstance(meta.get(k), t) for k, t in kinds.items())):
         raise HffError(f"{path} carries damaged metadata: save the model again with save_checkpoint")
     return meta
 
@@ -168,10 +175,11 @@ def _inspect(sd, meta, path, override):
     dropped = tuple(k for k in sd if schema=='deepfakebench' and DEAD.match(k))
     kept = {k: v for k, v in sd.items() if k not in dropped}
     config = (meta['config'] if meta else published_config(kept, schema)) | override
-    with torch.device('meta'): want = _create(config, src).state_dict()
+    with torch.device('meta'): model = _create(config, src)
+    want = model.state_dict()
     names = {k: rename(k, OWN, SCHEMAS[schema]) if schema in SCHEMAS else k for k in want}
     check_same(kept, {names[k]: v for k, v in want.items()}, src); check_values(kept, src, dead=schema=='hff')
-    sw, two = FIDELITY[config.get('fidelity', 'author')] | config, config['name'].startswith(('fusion', 'two_stream'))
+    sw, two = FIDELITY[config.get('fidelity', 'author')] | config, model.config['name'].startswith(('fusion', 'two_stream'))
     forms = dict(kernel_order=sw['kernel_order'], fusion='z + z*a' if sw['fusion_residual'] else 'z*a') if two else {}
     known = {k: meta.get(k) for k in ('recipe', 'trained_on', 'cropping')}
     rep = Report(schema, len(sd), config, dropped, overrides=override, size=path and path.stat().st_size, sha256=path and sha256(path), **forms, **known)
@@ -179,7 +187,7 @@ def _inspect(sd, meta, path, override):
 
 def _create(config, src):
     try: return create_model(**config, pretrained=False)
-    except TypeError as e: raise HffError(f"{src} carries a configuration that create_model does not take ({e}): save the model again") from e
+    except (TypeError, RuntimeError) as e: raise HffError(f"{src} carries a configuration that create_model does not take ({(str(e).splitlines() or [type(e).__name__])[0]}): save the model again") from e
 
 # %% ../nbs/15_checkpoints.ipynb #ce8f96ab
 def load_checkpoint(

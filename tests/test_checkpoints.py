@@ -184,6 +184,24 @@ def test_own_file_with_wrong_header(tmp_path, small):
         assert '\n' not in str(e.value), k
 
 
+def test_own_file_with_a_crafted_header(tmp_path, small):
+    "Nested without end, pictures that fill the memory, numbers of another kind, a recipe that is none"
+    sd = {k: v.contiguous() for k, v in small.state_dict().items()}
+    one = create_model('rgb', backbone='tf_efficientnet_lite0', pretrained=False, image_size=64)
+    header = lambda m, **kw: json.dumps(dict(config=m.config) | kw)
+    cases = [(sd, '['*100_000, 'damaged metadata'), (sd, header(small, cropping=json.loads('{"a":'*200+'1'+'}'*200)), 'damaged metadata'),
+             (one.state_dict(), header(one, config=one.config | dict(image_size=30016)), 'up to 4096'), (sd, header(small, config=small.config | dict(image_size=2**31)), 'up to 4096'),
+             (sd, header(small, config=small.config | dict(num_classes=2**62)), 'create_model does not take'),
+             (sd | {'head.1.weight': sd['head.1.weight'].to(torch.float8_e4m3fn)}, header(small), r'head.1.weight .torch.float8_e4m3fn')]
+    for i, (tensors, text, says) in enumerate(cases):
+        save_file(tensors, tmp_path/f'{i}.safetensors', dict(hff=text))
+        with pytest.raises(HffError, match=says) as e: load_checkpoint(tmp_path/f'{i}.safetensors')
+        assert '\n' not in str(e.value), i
+    two = create_model(backbone='tf_efficientnet_lite0', pretrained=False, image_size=64)
+    save_file(two.state_dict(), tmp_path/'short.safetensors', dict(hff=json.dumps(dict(config={k: v for k, v in two.config.items() if k != 'name'}))))
+    assert load_checkpoint(tmp_path/'short.safetensors').report.fusion == 'z + z*a'                       # the default's name need not be written
+
+
 def test_save_refuses(tmp_path, small):
     with pytest.raises(HffError, match='.safetensors'): save_checkpoint(small, tmp_path/'a.pth')
     with pytest.raises(HffError, match='no `config`'): save_checkpoint(torch.nn.Linear(1, 1), tmp_path/'a.safetensors')
