@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from .backbones import Backbone
-from .checkpoints import Report
+from .checkpoints import Report, _shallow
 from .datasets import FaceDataset, normalise
 from .extract import read_faces
 from .fast import DistinctSRM, SumSRM, check_same_outputs, fold
@@ -71,13 +71,28 @@ def _about(model, folded):
 def _text(about): return json.dumps(about, default=str, sort_keys=True)
 
 def _parse(text, path):
-    "The note of a file, or an `HffError` when it is not one of ours"
+    "The note of a file, its report as a `Report`, or an `HffError` when it is not one of ours"
     try: about = json.loads(text)
-    except ValueError as e: raise HffError(f"{path} carries a damaged note: export the network again") from e
-    kinds = dict(hff=int, config=dict, report=dict|None, origin=str|None, outputs=list, answer=dict, rounding=dict)
-    if not isinstance(about, dict) or not all(isinstance(about.get(k), t) for k, t in kinds.items()) or not isinstance(about['config'].get('image_size'), int):
-        raise HffError(f"{path} was not written by hff export: its network cannot be judged")
-    return about
+    except (ValueError, RecursionError) as e: raise HffError(f"{path} carries a damaged note: export the network again") from e
+    try:
+        if _is_ours(about): return about | dict(report=_report(about['report']))
+    except (TypeError, ValueError, KeyError): pass                    # a part is missing, or is something else
+    raise HffError(f"{path} was not written by hff export, or its note was changed: its network cannot be judged")
+
+def _is_ours(a):
+    "Does a note hold what `_about` writes?"
+    kinds = dict(hff=int, config=dict, report=dict|None, origin=str|None, outputs=list, answer=dict, rounding=dict, files=dict|None)
+    if not isinstance(a, dict) or not _shallow(a) or not all(isinstance(a.get(k), t) for k, t in kinds.items()): return False
+    c, numbers = a['config'], lambda v, dims: (x := np.array(v)).ndim==dims and x.dtype.kind in 'iuf'
+    return (isinstance(c['name'], str) and type(c['image_size']) is int and 32<=c['image_size']<=4096 and c['num_classes']==2
+        and all(a[k].keys()=={'logits', 'features'} and all(numbers(v, n) for v in a[k].values()) for k, n in (('answer', 2), ('rounding', 0)))
+        and all(v>=0 for v in a['rounding'].values()))
+
+def _report(d):
+    "Report of a note"
+    r = None if d is None else Report(**d)
+    if r and not all(isinstance(getattr(r, f.name), f.type) for f in dataclasses.fields(r)): raise TypeError
+    return r
 
 # %% ../nbs/45_export.ipynb #475e2979
 class _Outputs(nn.Module):
@@ -244,7 +259,8 @@ def _known_faces(model, faces):
     "Table of the crops of those methods that a network was trained on, as far as it knows them"
     t, r = read_faces(faces), getattr(model, 'report', None)
     methods = ((r and r.recipe) or {}).get('train_methods')
-    return t[t.status.eq('ok') & (t.label.eq(0) | (t.method.isin(methods) if methods else True))]
+    known = [m for m in methods if isinstance(m, str)] if isinstance(methods, (list, tuple)) else []
+    return t[t.status.eq('ok') & (t.label.eq(0) | (t.method.isin(known) if known else True))]
 
 def _some(t, split, faces, n):
     "Rows of a split, evenly spread"
@@ -276,7 +292,7 @@ class Engine(nn.Module):
         self.run, self.outputs, self.engine, self.precision = run, about['outputs'], engine, precision
         if about.get('int8'): self.precision = f'int8, {precision}'
         self.config, self.image_size, self.origin = about['config'], about['config']['image_size'], about['origin']
-        if about['report']: self.report = Report(**about['report'])
+        if about['report']: self.report = about['report']
         self.place = nn.Parameter(torch.zeros(0), requires_grad=False)   # says where images belong: on the CPU
         super().train(False)
     def train(self, mode:bool=True): return self
@@ -363,7 +379,7 @@ def _test_answer(engine, about, path):
     except HffError: raise
     except Exception as e: raise HffError(f"{path} cannot be run ({type(e).__name__}): export the network again") from e
     for k, want in about['answer'].items():
-        off, allowed = _off(want, got.get(k)), 1e-3 if engine.precision=='f32' else max(3*about['rounding'][k], .01)
+        off, allowed = _off(want, got.get(k)), 1e-3 if engine.precision=='f32' else min(max(3*about['rounding'][k], .01), 1.)
         if off>allowed:
             raise HffError(f"{path} with {engine.engine} in {engine.precision} gives other {k} than the network that was exported (off by {off:.1%}, {allowed:.1%} is allowed): use f32, or another engine")
 

@@ -157,6 +157,37 @@ def test_damaged_files_are_refused(made, tmp_path):
     with pytest.raises(HffError, match='needs net.json beside it'): open_engine(xml, 'openvino')
 
 
+def put(keys, value):
+    def change(about):
+        for k in keys[:-1]: about = about[k]
+        if value is None: del about[keys[-1]]
+        else: about[keys[-1]] = value
+    return change
+
+
+CHANGES = [put(('report',), {}), put(('report', 'new'), 1), put(('report', 'recipe'), [1]), put(('report', 'trained_on'), 5), put(('report', 'schema'), None), put(('answer',), {}), put(('answer', 'logits'), 'x'),
+           put(('answer', 'logits'), [[1], 2]), put(('answer', 'features'), None), put(('answer', 'map'), [[0]]), put(('rounding', 'logits'), None), put(('rounding', 'logits'), '1'), put(('rounding', 'logits'), float('nan')),
+           put(('config', 'image_size'), -1), put(('config', 'image_size'), 10**6), put(('config', 'image_size'), True), put(('config', 'num_classes'), None), put(('config', 'num_classes'), 3), put(('config', 'name'), 5),
+           put(('report', 'cropping'), json.loads('{"a":'*200+'1'+'}'*200)), put(('files',), [1])]
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_changed_note_is_refused(change, made, tmp_path):
+    "The digest of a file is not that of its note"
+    p = onnx.load(made['onnx'], load_external_data=False)
+    about = json.loads(p.metadata_props[0].value)
+    change(about)
+    p.metadata_props[0].value = json.dumps(about)
+    (tmp_path/'x.onnx').write_bytes(p.SerializeToString())
+    for engine, precision in (('onnx', 'f32'), ('openvino', 'bf16')):
+        with pytest.raises(HffError, match='or its note was changed') as e: open_engine(tmp_path/'x.onnx', engine, precision)
+        assert '\n' not in str(e.value)
+
+
+def test_deep_note_is_refused(made, tmp_path):
+    with pytest.raises(HffError, match='damaged note'): open_engine(altered(made['onnx'], tmp_path/'x.onnx', lambda p: setattr(p.metadata_props[0], 'value', '['*100_000)), 'onnx')
+
+
 def test_wrong_words(made, tmp_path, monkeypatch):
     m = made['model']
     for call, says in ((lambda: open_engine(m, 'tensorrt'), 'torch, onnx, openvino'), (lambda: open_engine(m, precision='f16'), 'f32, mixed, bf16'),
