@@ -6,7 +6,7 @@
 __all__ = ['FILES', 'CITATION', 'public_recipe', 'about', 'run_results', 'write_card', 'check_folder', 'Detector', 'share']
 
 # %% ../nbs/47_sharing.ipynb #0e1f0194
-import math, os, sys
+import html, math, os, sys
 from pathlib import Path
 
 import pandas as pd
@@ -50,6 +50,10 @@ def run_results(
     if not scores: return pd.DataFrame(), []
     return pd.concat([evaluate(s, policy='ok_only', together=True) for s in scores], ignore_index=True), [coverage_line(s) for s in scores]
 
+def _clean(text):
+    "Words of others as one line that is text in Markdown: no HTML, link or picture"
+    return html.escape(' '.join(str(text).split()), quote=False).replace('](', ']\\(').encode(errors='replace').decode()
+
 def _name(r): return ' '.join(filter(None, (r.dataset, r.quality, r.method)))
 
 def _metrics(results):
@@ -68,7 +72,7 @@ def _head(name, on, results):
 # %% ../nbs/47_sharing.ipynb #33d2885a
 def _table(rows, *head):
     "Markdown table"
-    line = lambda cells: '| '+' | '.join(str(c).replace('|', '\\|').replace('\n', ' ') for c in cells)+' |'
+    line = lambda cells: '| '+' | '.join(_clean(c).replace('|', '\\|') for c in cells)+' |'
     return '\n'.join([line(head), line(['---']*len(head)), *map(line, rows)])
 
 def _results_text(results, lines):
@@ -77,7 +81,7 @@ def _results_text(results, lines):
     auc = lambda r, level: f"{getattr(r, f'{level}_auc'):.3f} ({getattr(r, f'{level}_lo'):.3f} to {getattr(r, f'{level}_hi'):.3f})"
     rows = [(_name(r), auc(r, 'frame'), auc(r, 'video'), f'{r.video_eer:.3f}', f'{r.video_balanced_acc:.3f}', f'{r.n_fake} / {r.n_real}') for r in results.itertuples()]
     table = _table(rows, 'test data', 'frame AUC (95 % interval)', 'video AUC (95 % interval)', 'video EER', 'balanced accuracy at .5', 'fake / real videos')
-    return '\n'.join([*(f'- {l}' for l in lines), '', 'Intervals: 2000 bootstrap resamples of whole videos.', '', table])
+    return '\n'.join([*(f'- {_clean(l)}' for l in lines), '', 'Intervals: 2000 bootstrap resamples of whole videos.', '', table])
 
 def _recipe_text(recipe):
     "What the training run was told"
@@ -94,25 +98,30 @@ CITATION = """```bibtex
 ```"""
 
 # %% ../nbs/47_sharing.ipynb #8bfba855
+def _settings(path):
+    "A JSON file of settings by name"
+    if not isinstance(d := read_json(path), dict): raise HffError(f"{path} holds no settings: fetch it again, or save the network again")
+    return d
+
 def write_card(
     model:nn.Module, # from `load_checkpoint`
     name:str, # of the network, such as that of its run
     run:Path|None=None, # run folder, for scores and versions
 )->str: # README.md
     "Model card: data, recipe, scores with intervals, limits, use, citation"
-    on, recipe = model.report.trained_on, public_recipe(model.report.recipe)
+    on, recipe, name = model.report.trained_on, public_recipe(model.report.recipe), name.encode(errors='replace').decode()
+    r, told, note = recipe or {}, _recipe_text(recipe), _clean(training_note(on))   # the recipe is checked here
     results, lines = run_results(run) if run else (pd.DataFrame(), [])
-    made = (read_json(run/'done.json') if run and (run/'done.json').is_file() else {}).get('versions', {})
-    r = recipe or {}
+    made = _settings(run/'done.json').get('versions') if run and (run/'done.json').is_file() else {}
     data = [('trained on', on or 'not recorded'), ('manipulations', ', '.join(r.get('train_methods', ())) or 'none named'), ('fakes', r.get('fakes', 'data')), ('quality', r.get('quality') or 'any'),
             ('content id of the faces', r.get('data') or 'not recorded'), ('faces cut out by', ', '.join(f'{k} {v}' for k, v in (model.report.cropping or {}).items()) or 'not recorded')]
     return _head(name, on, results) + f"""
-# {name}
+# {_clean(name)}
 
 Face forgery detector `{model.config['name']}` on `{model.config.get('backbone')}`, {model.config['image_size']} pixels, made with `hff` {hff.__version__},
 a companion of Luo et al., *Generalizing Face Forgery Detection with High-frequency Features* (CVPR 2021). The authors of the paper had no part in it.
 
-**{training_note(on)[0].upper()}{training_note(on)[1:]}.**
+**{note[0].upper()}{note[1:]}.**
 
 ## Limits
 
@@ -131,7 +140,7 @@ a companion of Luo et al., *Generalizing Face Forgery Detection with High-freque
 
 ## Recipe
 
-{_recipe_text(recipe)}
+{told}
 {_made(made)}
 ## Use
 
@@ -148,7 +157,7 @@ or, with the folder on disk, `hff predict clip.mp4 --checkpoint FOLDER`.
 {CITATION}
 """
 
-def _made(versions): return f"\nTrained with {', '.join(f'{k} {v}' for k, v in versions.items())}.\n" if versions else ''
+def _made(versions): return f"\nTrained with {', '.join(_clean(f'{k} {v}') for k, v in versions.items())}.\n" if isinstance(versions, dict) and versions else ''
 
 # %% ../nbs/47_sharing.ipynb #dc7cf001
 def check_folder(
@@ -162,7 +171,7 @@ def check_folder(
         raise HffError(f"{folder} has no model.safetensors" + (f"; {odd[0]} may run code when it is read and is not opened: ask for safetensors" if odd else ": give the folder that save_pretrained wrote"))
     if not is_safetensors(weights): raise HffError(f"{weights} is no safetensors file, whatever its name says; it was not opened: ask for safetensors")
     if not (folder/'config.json').is_file(): raise HffError(f"{folder} has no config.json: save the network again with save_pretrained")
-    if not isinstance(read_json(folder/'config.json'), dict): raise HffError(f"{folder/'config.json'} holds no settings: save the network again with save_pretrained")
+    _settings(folder/'config.json')
     return folder
 
 def _check_place(folder, name):
@@ -177,7 +186,7 @@ def _check_place(folder, name):
 def _check_story(folder, model):
     "Do the texts beside the weights say what their header says?"
     beside, header = read_json(folder/'config.json'), about(model) | dict(recipe=public_recipe(model.report.recipe))
-    beside['recipe'] = public_recipe(read_json(folder/'recipe.json')) if (folder/'recipe.json').is_file() else None
+    beside['recipe'] = public_recipe(_settings(folder/'recipe.json')) if (folder/'recipe.json').is_file() else None
     for k, v in header.items():
         if beside.get(k)!=v: raise HffError(f"{folder}: {'recipe.json' if k=='recipe' else 'config.json'} and the weights disagree on {_difference(k, beside.get(k), v)}: one of them was changed, fetch the folder again")
 
@@ -265,6 +274,15 @@ def _fetch(repo, hub):
     return folder
 
 # %% ../nbs/47_sharing.ipynb #81399735
+def _check_out(out, run):
+    "Raise unless a folder is new, empty, or what `share` wrote before"
+    if out.resolve() in {p.resolve() for p in (run, *([run.parent, run.resolve().parent] if run.is_file() else []))}: raise HffError(f"{out} is the run itself: give another folder")
+    names = {p.name for p in out.iterdir() if not p.name.startswith('.')} if out.is_dir() else set()
+    try:
+        if names-{*FILES}: raise HffError(f"it holds {min(names-{*FILES})}")
+        if names: Detector.from_pretrained(out)
+    except HffError as e: raise HffError(f"{out} is not empty, and not from hff share ({e}): give a new folder") from e
+
 def share(
     run:Path|str, # run folder, or a checkpoint
     out:Path|str='', # folder to write
@@ -273,7 +291,7 @@ def share(
     "Write, or send, the four files of a run"
     if not (out or push): raise HffError("Say where to: a folder (--out), a repository (--push), or both")
     d = Detector.from_run(run)
-    if out and Path(out).resolve()==Path(run).resolve(): raise HffError(f"{out} is the run itself: give another folder")
+    if out: _check_out(Path(out), Path(run))
     if out: d.save_pretrained(out)
     if not push: return str(out)
     try: return str(d.push_to_hub(push))

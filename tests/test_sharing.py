@@ -208,6 +208,55 @@ def test_code_of_others_is_not_imported(run, tmp_path):
     finally: sys.path.remove(str(tmp_path))
 
 
+@pytest.mark.parametrize('recipe', [dict(train_methods=None), dict(train_methods=[1]), dict(colour='red')])
+def test_recipe_that_is_none(recipe, tmp_path):
+    m = create_model('rgb', backbone='mobilenetv2_100', pretrained=False, image_size=64)
+    p = save_checkpoint(m, tmp_path/'m.safetensors', recipe=recipe)
+    with pytest.raises(HffError, match='Recipe: '): Detector.from_run(p)
+
+
+def test_lists_for_settings(run, folder, tmp_path):
+    (folder/'recipe.json').write_text('[1]'); refused(folder, 'recipe.json', 'holds no settings')
+    mine = shutil.copytree(run, tmp_path/'mine')
+    (mine/'done.json').write_text('[1]')
+    with pytest.raises(HffError, match='done.json holds no settings'): Detector.from_run(mine)
+    (mine/'done.json').write_text('{"versions": [1]}')
+    assert 'Trained with' not in Detector.from_run(mine).card
+
+
+def test_words_of_others_are_text(run, tmp_path):
+    "HTML, pictures, rows and half characters from a header, a table or a name"
+    evil = '<script>x</script> ![](http://a.b/c)\n\n# Head | \ud800'
+    mine = shutil.copytree(run, tmp_path/'a<b>')
+    recipe = read_json(run/'recipe.json') | dict(data=evil)
+    save_checkpoint(load_checkpoint(run/'model.safetensors'), mine/'model.safetensors', recipe=recipe, trained_on=evil, cropping={evil: evil})
+    write_scores(toy_scores(evil[:-1]), mine/'scores.parquet'); write_json(dict(versions={evil: evil}), mine/'done.json')
+    share(mine, tmp_path/'out')
+    text = (tmp_path/'out/README.md').read_text().split('---\n', 2)[2]
+    assert '<' not in text and '](' not in text and '\n# Head' not in text and text.count('&lt;script&gt;')>=8 and '# a&lt;b&gt;\n' in text and '\\| ?' in text
+    assert Detector.from_pretrained(tmp_path/'out').model.report.trained_on==evil                    # only the card is cleaned
+
+
+def test_files_of_others_stay(run, tmp_path):
+    "Only a new or empty folder, or what an earlier call wrote"
+    out = tmp_path/'out'
+    (out/'.git').mkdir(parents=True)
+    for _ in range(2): assert share(run, out)==str(out)
+    (out/'notes.txt').touch(); before = sha256(out)
+    with pytest.raises(HffError, match='not empty, and not from hff share .it holds notes.txt'): share(run, out)
+    assert sha256(out)==before
+    (out/'notes.txt').unlink(); write_json({}, out/'config.json'); before = sha256(out)
+    with pytest.raises(HffError, match='not from hff share'): share(run, out)
+    mine = tmp_path/'mine'; mine.mkdir(); (mine/'README.md').write_text('my project')
+    with pytest.raises(HffError, match='not from hff share'): share(run, mine)
+    assert sha256(out)==before and (mine/'README.md').read_text()=='my project' and len(list(mine.iterdir()))==1
+    whole = sha256(run)
+    (tmp_path/'link.safetensors').symlink_to(run/'model.safetensors')
+    for given in (run/'model.safetensors', tmp_path/'link.safetensors'):
+        with pytest.raises(HffError, match='the run itself'): share(given, run)
+    assert sha256(run)==whole
+
+
 def test_command(run, tmp_path, capsys):
     from hff.cli import main
     assert main(['share', str(run), '--out', str(tmp_path/'o')])==0 and (tmp_path/'o/README.md').is_file()
