@@ -95,7 +95,7 @@ def look(
 # %% ../nbs/46_demo.ipynb #fe86c7a4
 def draw_look(
     seen:Look, # from `look`
-    axs=None, # twelve axes or more; the third row's are for the time line
+    axs=None, # ten axes, and an eleventh for the time line of a video (default: those of a new figure)
 ): # the figure
     "The frame, the face, its maps, residuals, spectrum, and the scores over time"
     video = seen.table.time.notna().any() and len(seen.table)>1

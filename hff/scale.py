@@ -113,7 +113,7 @@ def estimate(
     counts:dict=COUNTS, # videos of a class by split
     gpu:str='H100', # a key of `GPUS`
     utilisation:float|None=None, # assumed share of the GPU's peak (default: that of `GPUS`)
-)->pd.DataFrame: # one row per run; `attrs` says for which GPU and speed
+)->pd.DataFrame: # one row per run: run, tables, gmacs (1e9 multiply-adds an image), trained and scored (images in the whole run), images_s (training images a second), gpu_hours, checkpoint_mb, scores_mb and state_mb (files, 1e6 bytes), gpu_gb (1e9 bytes), recipe, cross (other data sets it scores); `attrs` says for which GPU and speed
     "Estimated cost of each run: images, hours of one GPU, bytes on disk and on the GPU"
     if gpu not in GPUS: raise HffError(f"No GPU {gpu!r}; choose from {', '.join(GPUS)}")
     peak, usual = GPUS[gpu]
