@@ -10,7 +10,7 @@ __all__ = ['PICTURES', 'VIDEOS', 'read_picture', 'frame_number', 'list_frames', 
 import io, os, re
 from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -138,6 +138,7 @@ def sample(
     if kind=='video': return sample_video(p, n, f)
     if kind=='picture': return np.array([0]), [_try(read_picture, p, f, 0)]
     if not kind and not listed: raise BadVideo(p, 'no file')
+    if kind!='lmdb' and (bad := [n for n in listed if '..' in (q := PurePath(n)).parts or q.is_absolute()]): raise HffError(f"{p}: the frame {bad[0]} leads out of its folder")
     where, names = (lmdb_folder(p) if kind=='lmdb' else (p, '')), None
     if kind=='lmdb': names = lmdb_names(*where)
     elif kind=='folder': names = [q.name for q in p.iterdir()]

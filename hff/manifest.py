@@ -41,10 +41,10 @@ def check_manifest(
     _refuse(m, m.method.eq('real') & m.label.ne(0), 'the method `real` and label 1 (fake): are the labels turned round?')
     _refuse(m, ~m.quality.isin(QUALITIES), f"a quality that is none of {', '.join(QUALITIES[:3])} or empty")
     _refuse(m, m.split.eq('') | m.video.eq(''), 'no split or no video name')
-    for c in IDENTITY: _refuse(m, m[c].str.contains(_ELSEWHERE+r'|(?:^|/)\.(?:/|$)'), f'a {c} that would lead out of a folder')
-    for c in (*IDENTITY, 'path'): _refuse(m, m[c].str.contains(r'[\x00-\x1f]|[^/]{256}'), f'a {c} with a control character or a part of more than 255 characters')
-    for c in ('path', 'mask'):
-        if c in m: _refuse(m, m[c].str.contains(_ELSEWHERE, na=False), f'a {c} that is not relative to the data root with "/"')
+    names, paths = [*IDENTITY, 'source', 'target'], [c for c in ('path', 'mask') if c in m]
+    for c in names: _refuse(m, m[c].str.contains(_ELSEWHERE+r'|(?:^|/)\.(?:/|$)'), f'a {c} that would lead out of a folder')
+    for c in names+paths: _refuse(m, m[c].str.contains(r'[\x00-\x1f]|[^/]{256}', na=False), f'a {c} with a control character or a part of more than 255 characters')
+    for c in paths: _refuse(m, m[c].str.contains(_ELSEWHERE, na=False), f'a {c} that is not relative to the data root with "/"')
     return m
 
 _ELSEWHERE = r'\\|^/|^[A-Za-z]:|(?:^|/)\.\.(?:/|$)'      # backslash, absolute, drive letter, ..
@@ -108,10 +108,12 @@ def check_faces(
 )->pd.DataFrame: # the same
     "Refuse a table of faces that lacks columns, has some of another kind, or leads out of its folder"
     if lost := [c for c in (*FACES, 'frame', 'label') if list(t).count(c)!=1]: raise HffError(f"{where}: no column {lost[0]}, or two of them: extract the faces again")
-    words = [c for c in FACES if len(t) and not (pd.api.types.is_string_dtype(t[c]) and t[c].notna().all())]
+    words = [c for c in FACES if len(t) and not (_is_text(t[c]) and t[c].notna().all())]
     if words or (len(t) and not pd.api.types.is_integer_dtype(t.frame)) or not t.label.isin([0, 1]).all():
         raise HffError(f"{where}: {words[0] if words else 'frame or label'} holds something else than it should: extract the faces again")
-    if (bad := t.crop.astype(str).str.contains(_ELSEWHERE)).any(): raise HffError(f"{where}: the crop {t.crop[bad].iloc[0]!r} leads out of the folder")
+    for c in (*IDENTITY, 'target', 'crop'):                        # files are named by them
+        v = t[c].drop_duplicates().astype(str)
+        if (bad := v.str.contains(_ELSEWHERE+r'|[\x00-\x1f]')).any(): raise HffError(f"{where}: the {c} {v[bad].iloc[0]!r} leads out of the folder")
     return t
 
 def read_array(

@@ -149,7 +149,7 @@ OUTSIDE = ['../x', '../../x', '/etc/x', 'a/../../x', 'a/./x', '..', 'C:\\x', '\\
 @pytest.mark.parametrize('text', OUTSIDE)
 def test_a_manifest_leads_nowhere_else(text, tmp_path):
     good = manifest(['a.mp4'])
-    for column in ('dataset', 'method', 'quality', 'video', *(['path'] if '/./' not in text else [])):
+    for column in ('dataset', 'method', 'quality', 'video', 'source', 'target', *(['path'] if '/./' not in text else [])):
         with pytest.raises(HffError): check_manifest(good.assign(**{column: text}))
     row = dict(dataset='a', method='DF', quality='', video=text, path=text, base='')
     if '\\' not in text:
@@ -167,9 +167,24 @@ def test_a_mark_in_the_file_does_not_open_a_door(tmp_path):
     assert not (tmp_path/'faces/faces.parquet').exists() and not (tmp_path/'x').exists()
 
 
+def test_given_landmarks_and_listed_frames_are_the_data_sets_own(tmp_path):
+    (tmp_path/'data/clip').mkdir(parents=True); (tmp_path/'data/landmarks').mkdir()
+    for p in ('secret.001.png', 'data/clip/001.png'): (tmp_path/p).write_bytes((trees.PORTRAITS/'male_20.jpg').read_bytes())
+    np.savez(tmp_path/'secret.npz', landmarks=np.zeros((9, 468, 2)))
+    m = manifest(['clip'])
+    with pytest.raises(HffError, match='a target that would lead out'): extract_faces(m.assign(target='../../secret'), tmp_path/'data', tmp_path/'faces', frames=1, size=64, jobs=1)
+    for i, name in enumerate(('../../secret.001.png', str(tmp_path/'secret.001.png'))):
+        t = read_faces(extract_faces(m.assign(frames=name), tmp_path/'data', tmp_path/f'faces{i}', frames=1, size=64, jobs=1))
+        assert t.status.tolist()==['error'] and 'leads out' in t.reason[0]
+
+
 def test_crops_are_read_from_their_folder_only(tmp_path):
     for crop in ('../real.png', '/etc/passwd', 'a/../../x.png'):
         with pytest.raises(HffError, match='leads out'): check_faces(FACES.assign(crop=crop))
+    for column in ('dataset', 'method', 'quality', 'video', 'target'):
+        for text in ('/../../../../tmp/x', 'a/../../x', '..', '/x', 'C:x', 'a\\b', 'a\0b'):
+            with pytest.raises(HffError, match=f'the {column} .*leads out'): check_faces(FACES.assign(**{column: text}))
+    check_faces(FACES.assign(video='a/b..c/d'))
     FACES.assign(crop='../x.png').to_parquet(tmp_path/'faces.parquet')
     with pytest.raises(HffError, match='leads out'): read_faces(tmp_path)
 
