@@ -7,7 +7,7 @@ __all__ = ['HffError', 'root', 'is_checkout', 'data_dir', 'runs_dir', 'figures_d
            'locked', 'end_with', 'sha256', 'child_env', 'memory', 'cores', 'progress']
 
 # %% ../nbs/00_paths.ipynb #f31e36e5
-import ctypes, hashlib, json, os, shutil, signal, sys, threading, time
+import ctypes, hashlib, json, os, secrets, shutil, signal, sys, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def atomic(
     "Give a temporary path beside `path` (file or folder) and rename it to `path` when the block succeeds"
     path = Path(path)
     short = path.stem if len(os.fsencode(path.name))<200 else hashlib.sha256(os.fsencode(path.stem)).hexdigest()[:16]   # a name may be as long as names can be
-    tmp = path.with_name(f'.{short}.{os.getpid()}.tmp{path.suffix}')
+    tmp = path.with_name(f'.{short}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}')       # on a shared disk two machines may have a process of one number
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield tmp
@@ -83,7 +83,7 @@ def _cannot(path, why): return HffError(f"Cannot write {path}: {why}; check that
 
 def _concerns(e, path, tmp):
     "Is an error about the file that was to be written, or a folder above it?"
-    name = os.fsdecode(e.filename)
+    name = os.fsdecode(e.filename).removeprefix('file:')                          # as PyAV is given it
     return name.startswith(str(tmp)) or Path(name) in (path, *path.parents)
 
 def write_json(

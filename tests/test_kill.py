@@ -1,6 +1,7 @@
 "Every command broken off once in every way (see `hff.faults`), and what is started again must give the same"
 import io
 import os
+import resource
 import signal
 import time
 from dataclasses import replace
@@ -16,7 +17,7 @@ import hff.trainer  # noqa: F401  (what a fork has, it need not import)
 from hff.cli import main
 from hff.extract import extract_faces, read_faces
 from hff.faults import FAULTS, Job, digest, family, hff_jobs, left_behind, ready, start, trial, undisturbed
-from hff.paths import HffError, locked, read_json, sha256
+from hff.paths import HffError, atomic, locked, read_json, sha256
 from hff.reproduce import run_notebooks
 from hff.trainer import run_all
 from test_extract import clips, manifest, whole  # noqa: F401  (fixtures among them)
@@ -115,6 +116,26 @@ def test_the_table_of_faces_gets_its_name_last(clips, whole, tmp_path, monkeypat
     extract_faces(m, clips, tmp_path/'faces', frames=4, size=64, jobs=1)
     monkeypatch.undo()
     assert (tmp_path/'faces/parts').is_dir() and sha256(extract_faces(m, clips, tmp_path/'faces', frames=4, size=64, jobs=1))==sha256(whole)
+
+
+def test_a_video_on_a_full_disk(tmp_path):
+    "PyAV names the temporary file, and as an address"
+    from hff.video import write_video
+    noise = np.random.default_rng(0).integers(0, 255, (30, 64, 64, 3), np.uint8)
+    def run(d): write_video(d/'a.mp4', noise)
+    def limit(): signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+    p = start(Job('video', run, lambda d: []), tmp_path, limit); p.join()
+    said = (tmp_path/'said.txt').read_text()
+    assert p.exitcode==1 and f"Cannot write {tmp_path/'a.mp4'}: File too large" in said and [q.name for q in tmp_path.iterdir()]==['said.txt'], said
+
+
+def test_processes_of_one_number_do_not_share_a_temporary_file(tmp_path):
+    "As in containers on a shared disk"
+    with atomic(tmp_path/'a.txt') as one, atomic(tmp_path/'a.txt') as two:
+        one.write_text('one'); two.write_text('two')
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()]==[('a.txt', 'one')]
+    with atomic(tmp_path/f"{'x'*195}.txt") as tmp: tmp.write_text('as long as a name is kept')
+    with atomic(tmp_path/f"{'y'*251}.txt") as tmp: tmp.write_text('as long as a name can be')
 
 
 def test_scores_and_page_on_a_full_disk(tmp_path):
