@@ -83,15 +83,17 @@ def faces_id(
     roots, columns = roots_of(root), [c for c in (*IDENTITY, 'split', 'label', 'source', 'target', 'path', 'mask', 'base', 'frames') if c in manifest]
     h = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for row in manifest[columns].to_dict('records'):
-        h.update('\0'.join(map(str, row.values())).encode()); h.update(_ends(clip_path(row, roots)))
+        h.update(_bytes('\0'.join(map(str, row.values())))); h.update(_ends(clip_path(row, roots)))
         if row.get('mask'): h.update(_ends(clip_path(row, roots, 'mask')))
-    for p in sorted((roots['']/'landmarks').glob('*.npz')) if '' in roots else []: h.update(p.name.encode()); h.update(_ends(p))
+    for p in sorted((roots['']/'landmarks').glob('*.npz')) if '' in roots else []: h.update(_bytes(p.name)); h.update(_ends(p))
     return h.hexdigest()[:12]
+
+def _bytes(text): return text.encode(errors='surrogateescape')                       # a stray file's name need not be UTF-8
 
 def _ends(path, n=4096):
     "Size, first and last bytes of a file; names of a folder; nothing when there is none"
     try:
-        if path.is_dir(): return '\0'.join(sorted(p.name for p in path.iterdir())).encode()
+        if path.is_dir(): return _bytes('\0'.join(sorted(p.name for p in path.iterdir())))
         if not path.is_file(): return b'none'
         with open(path, 'rb') as f:
             a = f.read(n); size = f.seek(0, 2); f.seek(max(0, size-n)); b = f.read()

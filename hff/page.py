@@ -89,7 +89,9 @@ def _read(p):
     except (OSError, ValueError) as e: return getattr(e, 'strerror', '') or f'{e}'.split('\n')[0]   # without the path
 
 def _link(p, text=''):
-    return f'<a href="{quote(p.name)}">{html.escape(text or p.name)}</a>'
+    return f'<a href="{_href(p)}">{html.escape(text or p.name)}</a>'
+
+def _href(p): return quote(os.fsencode(p.name))                                     # the bytes: they need not be UTF-8
 
 def _table(p):
     "HTML of a CSV file: open when it is small or holds claims"
@@ -102,7 +104,7 @@ def _table(p):
 def _picture(ps, title):
     "HTML of one picture, given its files by suffix; without png or svg only the links"
     shown, name = ps.get('.png') or ps.get('.svg'), html.escape(next(iter(ps.values())).stem.replace('_', ' '))
-    img = f'<a href="{quote(shown.name)}"><img src="{quote(shown.name)}" alt="{html.escape(title)}: {name}"></a>' if shown else ''
+    img = f'<a href="{_href(shown)}"><img src="{_href(shown)}" alt="{html.escape(title)}: {name}"></a>' if shown else ''
     return f'<figure>{img}<figcaption>{name} · {" ".join(_link(ps[s], s[1:]) for s in sorted(ps))}</figcaption></figure>\n'
 
 def _content(files, title):
@@ -188,5 +190,5 @@ def index_page(
     body += [_section(s, [p for p in mine[s['stem']] if p!=top]) for s in sections]
     if others := [p for p in mine[''] if p!=top]: body.append(f'<section id="others"><h2>Other files of this folder</h2>\n<p>No notebook of this run made them: {", ".join(map(_link, others))}</p></section>\n')
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{text}</title><style>{_style}</style>'
-    with atomic(out_dir/'index.html') as f: f.write_text(f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{"".join(body)}</body></html>\n', encoding='utf-8')
+    with atomic(out_dir/'index.html') as f: f.write_text(f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{"".join(body)}</body></html>\n', encoding='utf-8', errors='replace')
     return out_dir/'index.html'

@@ -140,7 +140,7 @@ def sha256(
         with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
     if not path.is_dir(): raise HffError(f"No file or folder {path}")
     for p in sorted(q for q in path.rglob('*') if q.is_file()):
-        h.update(f'{p.relative_to(path).as_posix()} {sha256(p)}\n'.encode())
+        h.update(f'{p.relative_to(path).as_posix()} {sha256(p)}\n'.encode(errors='surrogateescape'))     # a name need not be UTF-8
     return h.hexdigest()
 
 # %% ../nbs/00_paths.ipynb #b00f7c04

@@ -1,5 +1,5 @@
 "The page of a run: sound HTML, nothing missing, nothing believed that it was given"
-import re, shutil
+import os, re, shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -88,6 +88,12 @@ def test_names_are_escaped(run):
     assert '<script' not in text and '<i>' not in text and '<b>' not in text
     with_quotes = page_of(run, [section('table3', title='"Table" \'3\'')])[1]
     assert any('"Table" \'3\'' in alt for _, alt in with_quotes.images)
+
+
+def test_names_that_are_no_utf8(run):
+    for n in (b'table3_\xe9.png', b'table30_\xe9.csv', b'stray_\xe9.csv', b'other_\xe9.pdf'): Path(os.fsdecode(os.fsencode(run)+b'/'+n)).write_text('a\n1\n')
+    text, page = page_of(run)
+    assert 'href="table3_%E9.png"' in text and 'src="table3_%E9.png"' in text and 'table30_%E9.csv' in text and 'stray_?.csv' in page.words
 
 
 def test_failures_are_shown(run):
