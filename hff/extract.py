@@ -9,7 +9,7 @@ __all__ = ['BOX', 'GEOMETRY', 'FACE_COLUMNS', 'Cropping', 'roots_of', 'clip_path
 
 # %% ../nbs/23f_extraction.ipynb #10d5827b
 import hashlib, json, os, shutil, signal, sys
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path, PurePath
@@ -298,15 +298,28 @@ def extract_faces(
     if (out/'faces.json').is_file() and (old := read_settings(out)['id'])!=key:
         raise HffError(f"{out} holds the faces of other data or settings ({old}, not {key}): choose another folder or delete it")
     if (out/'faces.parquet').is_file(): _clear(out); return out                       # a process may have been killed before it had cleared up
-    with locked(out) if shard is None else nullcontext():
-        return _extract(manifest, roots, out, c, key, jobs, compress, shard, absent)
+    with _at_work(out, shard): return _extract(manifest, roots, out, c, key, jobs, compress, shard, absent)
 
 def _refuse_folder(out, roots):
     "Crops go into a folder of their own, never among the user's files"
     if any(out.resolve()==r.resolve() for r in roots.values()): raise HffError(f"{out} is the data set itself: give another folder for the crops")
     if out.exists() and not out.is_dir(): raise HffError(f"{out} is a file: give a folder for the crops")
-    if out.is_dir() and not (out/'faces.json').is_file() and any(p.name!='.lock' for p in out.iterdir()):
+    if out.is_dir() and not (out/'faces.json').is_file() and not all(any(map(p.match, ('.lock', '.shard-*', '.*.tmp*'))) for p in out.iterdir()):
         raise HffError(f"{out} holds other files: give an empty or a new folder for the crops")
+
+def _share(out, k, n): return locked(out/f'.shard-{k}-{n}', held=f'shard {k}/{n} of {out} is still at work')
+
+@contextmanager
+def _at_work(out, shard):
+    "Hold the folder; or one share of it, beside others that cut it into as many: all else would meet over a clip"
+    with ExitStack() as whole, ExitStack() as part:
+        whole.enter_context(locked(out, wait=60 if shard else 0))                     # other shares hold it only while they begin
+        for p in sorted(out.glob('.shard-*-*')):
+            k, n = p.name.split('-')[1:]
+            if not shard or n!=str(shard[1]):
+                with _share(out, k, n): pass
+        if shard: part.enter_context(_share(out, *shard)); whole.close()
+        yield
 
 def _extract(manifest, roots, out, c, key, jobs, compress, shard, absent):
     "The work itself"
@@ -380,7 +393,8 @@ def _assemble(manifest, out):
             if writer: writer.close()
     _clear(out)
 
-def _clear(out): shutil.rmtree(out/'parts', ignore_errors=True)
+def _clear(out):
+    for p in (out/'parts', *out.glob('.shard-*')): shutil.rmtree(p, ignore_errors=True)
 
 def _size(manifest, out):
     "Rows of the table, and the shape of one frame's landmarks"
@@ -413,4 +427,4 @@ def face_counts(
     t:pd.DataFrame, # table of faces
 )->pd.DataFrame: # frames by data set, method, status and reason
     "What became of every frame"
-    return t.assign(reason=t.get('reason', '')).groupby(['dataset', 'method', 'status', 'reason'], sort=True).agg(frames=('frame', 'size'), videos=('video', 'nunique')).reset_index()
+    return t.assign(reason=t.reason.astype(object).fillna('') if 'reason' in t else '').groupby(['dataset', 'method', 'status', 'reason'], sort=True).agg(frames=('frame', 'size'), videos=('video', 'nunique')).reset_index()

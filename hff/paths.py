@@ -107,13 +107,15 @@ def locked(
     folder:Path, # made when it is not there; holds the file `.lock` from then on
     other:str='folder', # what to choose instead, for the message
     beside:bool=False, # the lock lies beside the folder, which then holds nothing but results
+    wait:float=0, # seconds that another process may take to let go of it
+    held:str='', # what it means that it does not, for the message (default: that the folder is in use)
 ):
     "Hold a folder for this process"
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise HffError(f"Cannot make {folder}: {e.strerror}; choose another {other}") from e
     lock = FileLock(folder.parent/f'.{folder.name}.lock' if beside else folder/'.lock')
-    try: lock.acquire(timeout=0)
-    except Timeout as e: raise HffError(f"{folder} is in use by another process: wait for it, or stop it, then try again") from e
+    try: lock.acquire(timeout=wait)
+    except Timeout as e: raise HffError(f"{held or f'{folder} is in use by another process'}: wait for it, or stop it, then try again") from e
     except OSError as e: raise HffError(f"Cannot write in {folder}: {e.strerror}; choose another {other}") from e
     try: yield
     finally: lock.release()

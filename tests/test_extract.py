@@ -15,7 +15,7 @@ import pytest
 
 import hff.extract
 from hff.clips import list_frames, read_picture, sample
-from hff.extract import Cropping, clip_faces, extract_faces, face_counts, read_faces, roots_of
+from hff.extract import Cropping, clip_faces, extract_faces, face_counts, in_shard, read_faces, roots_of
 from hff.faces import DETECTORS, eyes, find_landmarks, plugin
 from hff.paths import HffError, read_json, sha256
 from hff.video import frame_indices, write_mask_video, write_video
@@ -75,6 +75,59 @@ def test_shares_of_the_work_make_the_same_table(clips, whole, tmp_path):
     for k in (3, 1, 2): extract_faces(m, clips, tmp_path/'faces', frames=4, size=64, jobs=1, shard=(k, 3))
     assert len(list((tmp_path/'faces/parts').rglob('*.npz')))==6
     assert sha256(extract_faces(m, clips, tmp_path/'faces', frames=4, size=64, jobs=1))==sha256(whole)
+
+
+def test_a_share_has_one_process_and_the_table_waits_for_all(clips, whole, tmp_path):
+    "While one share is at work in another process; another share goes on beside it, and what is killed is no longer in the way"
+    m, out = manifest(sorted(p.name for p in clips.iterdir())), tmp_path/'faces'
+    m.to_parquet(tmp_path/'m.parquet')
+    go = lambda shard: extract_faces(m, clips, out, frames=4, size=64, jobs=1, shard=shard)
+    p = subprocess.Popen([sys.executable, '-c', script.replace('size=64', 'size=64, shard=(1, 2)'), tmp_path/'m.parquet', clips, out, '300'], env=os.environ | dict(TQDM_DISABLE='1'), start_new_session=True)
+    try:
+        while not (busy := list(out.glob('parts/*/*.busy'))): time.sleep(.02); assert p.poll() is None
+        for shard in ((1, 2), None, (1, 3)):
+            with pytest.raises(HffError, match=f'shard 1/2 of {out} is still at work'): go(shard)
+        assert not list(out.glob('parts/*/*.npz')) and all(b.is_file() for b in busy)
+        go((2, 2))
+        assert len(list(out.glob('parts/*/*.npz')))==sum(in_shard(r, (2, 2)) for r in m.to_dict('records'))
+    finally: os.killpg(p.pid, signal.SIGKILL); p.wait()
+    go((1, 2))
+    assert sha256(go(None))==sha256(whole)
+
+
+def test_a_share_does_not_begin_while_the_table_is_made(clips, tmp_path, monkeypatch):
+    "And after it there is nothing to do"
+    m, late = manifest(['0.mp4', '1.mp4']), []
+    real, held = hff.extract._assemble, hff.extract.locked
+    monkeypatch.setattr(hff.extract, 'locked', lambda *a, **kw: held(*a, **kw | dict(wait=0)))
+    def assemble(*a):
+        with pytest.raises(HffError, match='in use by another process'): extract_faces(m, clips, tmp_path/'faces', frames=1, size=64, jobs=1, shard=(1, 2))
+        late.append(1); real(*a)
+    monkeypatch.setattr(hff.extract, '_assemble', assemble)
+    out = extract_faces(m, clips, tmp_path/'faces', frames=1, size=64, jobs=1)
+    assert late and extract_faces(m, clips, out, frames=1, size=64, jobs=1, shard=(1, 2))==out and not list(out.glob('.shard*'))
+
+
+def test_a_kill_before_anything_was_written_leaves_a_folder_that_can_be_used(clips, tmp_path):
+    (out := tmp_path/'faces').mkdir()
+    (out/'.faces.99-0a1b2c3d.tmp.json').write_text('{'); (out/'.shard-1-2').mkdir()
+    extract_faces(manifest(['0.mp4']), clips, out, frames=1, size=64, jobs=1)
+    assert sorted(p.name for p in out.iterdir())==['.lock', 'faces.json', 'faces.parquet', 'landmarks.npy', 'toy']
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    "A stray file among frames, masks and landmarks costs nothing"
+    stray = os.fsdecode(b'Thumbs\xe9.db')
+    for d in ('clip', 'mask', 'landmarks'): (tmp_path/d).mkdir(); (tmp_path/d/stray).touch()
+    (tmp_path/'landmarks'/os.fsdecode(b'\xe9.npz')).touch()
+    for d in ('clip', 'mask'): cv2.imwrite(str(tmp_path/d/'000.png'), portrait('male_20')[..., ::-1])
+    t = read_faces(extract_faces(manifest(['clip']).assign(mask='mask'), tmp_path, tmp_path/'faces', frames=1, size=64, jobs=1))
+    assert t.status.tolist()==['ok'] and len(sha256(tmp_path/'clip'))==64
+
+
+def test_counts_without_reasons():
+    t = pd.DataFrame(dict(dataset='toy', method='real', status='ok', reason=['', None, np.nan], frame=[0, 1, 2], video='a'))
+    for q in (t, t.drop(columns='reason'), t.assign(reason=np.nan)): assert face_counts(q)[['reason', 'frames']].values.tolist()==[['', 3]]
 
 
 def test_a_worker_that_dies_costs_one_row(clips, whole, tmp_path, monkeypatch):
