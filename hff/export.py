@@ -84,7 +84,7 @@ def _is_ours(a):
     kinds = dict(hff=int, config=dict, report=dict|None, origin=str|None, outputs=list, answer=dict, rounding=dict, files=dict|None)
     if not isinstance(a, dict) or not _shallow(a) or not all(isinstance(a.get(k), t) for k, t in kinds.items()): return False
     c, numbers = a['config'], lambda v, dims: (x := np.array(v)).ndim==dims and x.dtype.kind in 'iuf'
-    return (isinstance(c['name'], str) and type(c['image_size']) is int and 32<=c['image_size']<=4096 and c['num_classes']==2
+    return (isinstance(c['name'], str) and type(c['image_size']) is int and 32<=c['image_size']<=1024 and c['num_classes']==2
         and all(a[k].keys()=={'logits', 'features'} and all(numbers(v, n) for v in a[k].values()) for k, n in (('answer', 2), ('rounding', 0)))
         and all(v>=0 for v in a['rounding'].values()))
 

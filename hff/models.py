@@ -141,14 +141,14 @@ def create_model(
     backbone:str='legacy_xception', # timm name, see `hff.backbones`
     pretrained:bool|str=True, # ImageNet weights: True, False or a file
     fidelity:str='author', # 'author', 'deepfakebench' or 'paper', see `FIDELITY`
-    image_size:int=256, # height and width, a multiple of 32, at most 4096
+    image_size:int=256, # height and width, a multiple of 32, at most 1024
     num_classes:int=2, # class 1 = fake
     **override, # single switches, see `CHOICES`
 )->nn.Module: # images (B, 3, H, W) in [-1, 1] -> `Output`; its `config` rebuilds it
     "A detector by name"
     if name not in MODELS: known('model', name, list(MODELS))
-    if isinstance(image_size, bool) or not isinstance(image_size, int) or not 32<=image_size<=4096 or image_size%32:
-        raise HffError(f"image_size must be a multiple of 32 up to 4096, got {image_size!r}: try 128, 224 or 256")
+    if isinstance(image_size, bool) or not isinstance(image_size, int) or not 32<=image_size<=1024 or image_size%32:
+        raise HffError(f"image_size must be a multiple of 32 up to 1024, got {image_size!r}: try 128, 224 or 256")
     if not isinstance(num_classes, int) or num_classes<2: raise HffError(f"num_classes must be 2 or more, got {num_classes!r}")
     sw, (build, kw) = switches(fidelity, **override), MODELS[name]
     model = build(backbone, pretrained, image_size, num_classes, sw, **kw)

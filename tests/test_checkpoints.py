@@ -190,7 +190,7 @@ def test_own_file_with_a_crafted_header(tmp_path, small):
     one = create_model('rgb', backbone='tf_efficientnet_lite0', pretrained=False, image_size=64)
     header = lambda m, **kw: json.dumps(dict(config=m.config) | kw)
     cases = [(sd, '['*100_000, 'damaged metadata'), (sd, header(small, cropping=json.loads('{"a":'*200+'1'+'}'*200)), 'damaged metadata'),
-             (one.state_dict(), header(one, config=one.config | dict(image_size=30016)), 'up to 4096'), (sd, header(small, config=small.config | dict(image_size=2**31)), 'up to 4096'),
+             (one.state_dict(), header(one, config=one.config | dict(image_size=30016)), 'up to 1024'), (sd, header(small, config=small.config | dict(image_size=2**31)), 'up to 1024'),
              (sd, header(small, config=small.config | dict(num_classes=2**62)), 'create_model does not take'),
              (sd | {'head.1.weight': sd['head.1.weight'].to(torch.float8_e4m3fn)}, header(small), r'head.1.weight .torch.float8_e4m3fn')]
     for i, (tensors, text, says) in enumerate(cases):
