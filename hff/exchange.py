@@ -215,7 +215,8 @@ def import_frames(
 
 def _by_pattern(paths, pattern):
     "Identity by a regular expression with named groups"
-    m = paths.str.replace('\\', '/').str.extract(pattern)
+    try: m = paths.str.replace('\\', '/').str.extract(pattern)
+    except (re.error, ValueError, OverflowError, RecursionError) as e: raise HffError(f"The pattern {pattern!r} is no regular expression with groups ({e}): write (?P<video>...) and (?P<frame>...)") from e
     if lost := {'video', 'frame'}-set(m):
         raise HffError(f"The pattern {pattern!r} has no group {' or '.join(sorted(lost))}: write (?P<video>...) and (?P<frame>...)")
     return m.fillna('').reindex(columns=[*VIDEO, 'frame'], fill_value='').assign(label=np.nan)

@@ -113,7 +113,8 @@ def read_dfdc_csv(
     "Labels from CSV"
     out = {}
     for n, line in text_lines(path):
-        row = [c.strip() for c in next(csv.reader([line]))]
+        try: row = [c.strip() for c in next(csv.reader([line]))]
+        except csv.Error as e: raise HffError(f"{path} line {n}: {e}: fetch it again") from e
         if n==1 and row[:2]==['filename','label']: continue
         if len(row)<2 or row[1] not in ('0','1'): raise HffError(f"{path} line {n}: {line!r} is no line like 'abcdefghij.mp4,1' (1 = fake)")
         if (v := listed_stem(row[0], f'{path} line {n}')) in out: raise HffError(f"{path} line {n}: {v} stands there a second time")

@@ -41,7 +41,7 @@ def check_scores(
     if (t.method.eq('real') & t.label.ne(0)).any():
         raise HffError(f"{where}: a row of the method 'real' has label {t.label[t.method.eq('real') & t.label.ne(0)].iloc[0]}: 1 is fake; are the labels turned round?")
     for col,known in (('label', (0, 1)), ('status', STATUSES)):
-        if bad := sorted(set(t[col])-set(known)): raise HffError(f"{where}: {col} {bad[0]!r} is not one of {', '.join(map(str, known))}")
+        if bad := sorted(set(t[col])-set(known), key=str): raise HffError(f"{where}: {col} {bad[0]!r} is not one of {', '.join(map(str, known))}")
     if t.duplicated(key := SCORE_COLUMNS[:5]).any():
         raise HffError(f"{where}: {' '.join(map(str, t.loc[t.duplicated(key), key].iloc[0]))} is there twice")
     s = t.score.to_numpy(float)

@@ -116,6 +116,11 @@ def test_frame_file_refused(tmp_path, change, say):
     with pytest.raises(HffError, match=re.escape(say)): import_frames(p, fake=1, **NAMES)
 
 
+@pytest.mark.parametrize('pattern', ['(?P<video', 'no group', '(?P<video>a)(?P<video>b)', 'a{99999999999}', '(a)'])
+def test_bad_pattern(tmp_path, pattern):
+    with pytest.raises(HffError, match='The pattern .*write .*video'): import_frames(frame_file(tmp_path/'f.csv'), fake=1, identity=pattern, **NAMES)
+
+
 def test_lost_scores_keep_their_rows(tmp_path):
     p = frame_file(tmp_path/'f.csv')
     d = pd.read_csv(p)

@@ -150,7 +150,7 @@ def test_dfdc_contradictions(tree):
     csv.write_text(good.replace('uuuuuuuuuu.mp4,0', 'uuuuuuuuuu.mp4,1'))
     with pytest.raises(HffError, match='disagree, first on uuuuuuuuuu'): read(t, 'dfdc')
     meta.unlink()
-    for text, words in ((good+'uuuuuuuuuu.mp4,0\n', 'line 6: uuuuuuuuuu .*second time'), (good.replace(',0', ',REAL'), 'line 2'), (good+'../x.mp4,1\n', 'line 6: .*leads out')):
+    for text, words in ((good+'uuuuuuuuuu.mp4,0\n', 'line 6: uuuuuuuuuu .*second time'), (good.replace(',0', ',REAL'), 'line 2'), (good+'../x.mp4,1\n', 'line 6: .*leads out'), (good+'v'*140_000+'.mp4,1\n', 'line 6: field larger')):
         csv.write_text(text)
         with pytest.raises(HffError, match=words): read(t, 'dfdc')
     csv.write_text(good.partition('\n')[2])                                      # no header: the first line is a video
