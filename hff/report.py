@@ -554,10 +554,11 @@ def write_table(
 def markdown(
     t:pd.DataFrame, # any table
 )->str: # a pipe table
-    "`t` as a Markdown table; floats with three decimals, a missing value as a dash"
+    "`t` as a Markdown table; floats with three decimals, a missing value as a dash; a cell is one line"
     def cell(v): return '–' if pd.isna(v) else f'{v:.3f}' if isinstance(v, float) else str(v)
     rows = [t.columns.tolist(), ['---']*t.shape[1], *([cell(v) for v in r] for r in t.itertuples(index=False))]
-    return '\n'.join('| '+' | '.join(map(str, r))+' |' for r in rows)+'\n'
+    plain = lambda v: ' '.join(str(v).splitlines()).replace('|', r'\|')
+    return '\n'.join('| '+' | '.join(map(plain, r))+' |' for r in rows)+'\n'
 
 def write_figure(
     fig, # a matplotlib figure

@@ -14,7 +14,7 @@ from hff.experiments import EXPERIMENTS, experiment
 from hff.metrics import against_real, auc_difference, bootstrap_auc, evaluate
 from hff.paths import HffError
 from hff.recipe import METHODS
-from hff.report import (accuracies, auc_draws, beside, chosen_threshold, draw_dots, draw_heats, groups, measured, optimism, optimism_line, paper_name, paper_values,
+from hff.report import (accuracies, auc_draws, beside, chosen_threshold, draw_dots, draw_heats, groups, markdown, measured, optimism, optimism_line, paper_name, paper_values,
                         sides, scored_on, this_run, trained_on, trivial_line, wide, write_figure, write_table)
 from hff.results import Results, read_results, write_results
 
@@ -284,6 +284,11 @@ def test_touched_clips_are_a_test_of_their_own():
 def test_names():
     assert [trained_on(x) for x in ('F2F', 'F2F+blended', 'DF+NT', 'self_blended')]==['F2F', 'F2F', 'DF+NT', '']
     assert [paper_name('dfdcp', 'all'), paper_name('dfdc', 'all'), paper_name('df1', 'end_to_end'), paper_name('ffpp', 'DF')]==['DFDC', 'all', 'DF1.0 end_to_end', 'DF']
+
+
+def test_a_cell_of_a_markdown_table_is_one_line():
+    t = markdown(pd.DataFrame({'a|b': ['two\nlines', 'a|b'], 'n': [1, 2]}))
+    assert t==('| a\\|b | n |\n| --- | --- |\n| two lines | 1 |\n| a\\|b | 2 |\n')
 
 
 def test_packed_and_unpacked_results_give_the_same_files(tmp_path):
