@@ -7,7 +7,7 @@ __all__ = ['PAPER_SETS', 'DRAWS', 'LEVELS', 'AUC_LINES', 'BLUE', 'ORANGE', 'RED'
            'Group', 'groups', 'sides', 'auc_draws', 'trained_on', 'scored_on', 'measured', 'chosen_threshold',
            'accuracy_draws', 'accuracies', 'paper_name', 'beside', 'optimism', 'optimism_line', 'trivial_cells',
            'trivial_line', 'wide', 'this_run', 'notebook_style', 'heat', 'draw_heats', 'dots', 'draw_dots',
-           'draw_samples', 'write_table', 'markdown', 'write_figure']
+           'read_sample', 'draw_samples', 'write_table', 'markdown', 'write_figure']
 
 # %% ../nbs/60_report.ipynb #e1b151a8
 import zlib
@@ -24,7 +24,7 @@ from threadpoolctl import ThreadpoolController
 from .metrics import CONTROLS, interval, win_matrix
 from .paths import HffError, asset, atomic
 from .recipe import FAKES, METHODS
-from .results import Results
+from .results import Results, inside
 
 # %% ../nbs/60_report.ipynb #af9c92fe
 def _origin(source, note):
@@ -518,6 +518,14 @@ def draw_dots(
     return fig
 
 # %% ../nbs/60_report.ipynb #fde8694c
+def read_sample(
+    folder:Path|str, # packed scores
+    name:str, # of a file in it, from `facts['samples']`
+)->np.ndarray: # (H, W, 3), 0 to 1
+    "A packed face"
+    from hff.clips import read_picture
+    return read_picture(inside(folder, name))/np.float32(255)
+
 def draw_samples(
     folder:Path|str, # packed scores, with the folder `samples`
     facts:dict, # `results.facts`
@@ -535,7 +543,7 @@ def draw_samples(
         for a, k in zip(axs[i], kinds):
             a.axis('off')
             if not i: a.set_title(k)
-            for f in t.file[t.person.eq(person) & t.method.eq(k)][:1]: a.imshow(plt.imread(Path(folder)/f))
+            for f in t.file[t.person.eq(person) & t.method.eq(k)][:1]: a.imshow(read_sample(folder, f))
     return fig
 
 # %% ../nbs/60_report.ipynb #d6e4102f

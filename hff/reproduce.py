@@ -23,7 +23,7 @@ from .experiments import EXPERIMENTS, all_runs
 from .manifest import read_array
 from .paths import HffError, atomic, cores, figures_dir, is_checkout, locked, progress, read_json, root, runs_dir, write_json
 from .recipe import Recipe, load_preset, make_recipe
-from .results import PACKED, Results, belong_together, gather, join_results, key_of, read_results, seeds_of, write_results
+from .results import PACKED, Results, belong_together, gather, inside, join_results, key_of, read_facts, read_results, seeds_of, write_results
 
 # %% ../nbs/61_reproduce.ipynb #4bba2deb
 class Data(NamedTuple):
@@ -320,7 +320,7 @@ def pack_samples(
         t = t[[(d, q) not in known for d, q in zip(t.dataset, t.quality)]]
         many = t.groupby('target').method.nunique()
         for r in t[t.target.isin(sorted(many.index[many.eq(many.max())])[:people])].itertuples():
-            name = f'samples/{r.dataset}-{r.quality or "any"}-{r.method}-{r.target}.png'
+            name = 'samples/'+f'{r.dataset}-{r.quality or "any"}-{r.method}-{r.target}.png'.replace('/', '_').replace('\\', '_')     # a name may hold folders
             write_png(Path(folder)/name, read_crop(f/r.crop), compress=9)
             out.append(dict(dataset=r.dataset, quality=r.quality, method=r.method, person=r.target, file=name))
     return out
@@ -339,9 +339,11 @@ def pack(
     if old and not joins: print(f'hff: {folder} held the scores of other data, or of networks that came out otherwise: replaced')
     return write_results(join_results(old, r) if joins else r, folder), joins
 
+_told = ('seeds', 'tables', 'data', 'machine')      # facts of every reproduction
+
 def _packed(folder):
     "What lies there already; None when there is nothing, or nothing whole"
-    try: return read_results(folder) if (folder/'facts.json').is_file() else None
+    try: return read_results(folder, _told) if (folder/'facts.json').is_file() else None
     except HffError: return None
 
 def run_notebooks(
@@ -381,7 +383,7 @@ def _seeds(book, seeds, out_dir):
     "The seeds that all tables behind a notebook were packed with; where networks are opened, or nothing is packed, those that were asked for"
     facts = Path(out_dir)/'scores/facts.json'
     if book.stem in NETWORK_BOOKS or not facts.is_file(): return list(seeds)
-    packed = seeds_of(read_json(facts))
+    packed = seeds_of(read_facts(facts.parent, _told[:2]))
     of = [set(packed[t]) for t in tables_of([book]) if t in packed] or [set().union(*packed.values())]
     return sorted(set.intersection(*of))
 
@@ -393,7 +395,7 @@ def write_page(
 )->Path: # `index.html`
     "One page with everything; made from the packed scores again, it is the same to the byte"
     from hff.page import heading, index_page
-    r, ok = read_results(Path(out_dir)/'scores'), done.set_index('notebook')
+    r, ok = read_results(Path(out_dir)/'scores', _told), done.set_index('notebook')
     runs = r.runs[~r.runs.recipe.str.contains('"trivial": true')]
     state = runs.state.value_counts()
     sections = [dict(stem=_stem(b), **heading(b), ok=bool(ok.ok[b.stem]), error=ok.error[b.stem]) for b in books if b.stem in ok.index]
@@ -439,6 +441,7 @@ def _reproduce(books, preset, seeds, data_root, cross, out_dir, jobs, from_score
         if not only: books = [b for b in notebooks(('all',)) if set(tables_of([b])) <= set(facts['tables'])]
         kept = [b for b in books if b.stem in NETWORK_BOOKS and _adopt_files(b, Path(from_scores).resolve().parent, out_dir)]
         books = [b for b in books if b.stem not in NETWORK_BOOKS or b in kept]
+        if not books: raise HffError(f"{from_scores}: from these scores alone none of the notebooks can be made; they are of {', '.join(facts['tables']) or 'no table'}")
     elif _make_scores(preset, books, tuple(seeds), data_root, cross, jobs, out_dir): kept = _beside(books, out_dir)
     done = run_notebooks([b for b in books if b not in kept], preset, seeds, out_dir, jobs, data_root, cross)
     if kept: print(f"Taken as they are: {', '.join(_stem(b) for b in kept)}")
@@ -448,10 +451,10 @@ def _reproduce(books, preset, seeds, data_root, cross, out_dir, jobs, from_score
 
 def _adopt(folder, out_dir):
     "Packed scores from elsewhere go beside the tables; returns their facts"
-    r, folder, here = read_results(folder), Path(folder).resolve(), Path(out_dir)/'scores'
-    for name in [*PACKED, *(s['file'] for s in r.facts.get('samples', []))] if folder!=here.resolve() else ():
-        if not (inside := (folder/name).resolve()).is_relative_to(folder): raise HffError(f"{folder}: {name} lies outside the folder")
-        with atomic(here/inside.relative_to(folder)) as f: f.write_bytes(inside.read_bytes())
+    r, folder, here = read_results(folder, _told), Path(folder).resolve(), Path(out_dir)/'scores'
+    files = [inside(folder, name) for name in [*PACKED, *(s['file'] for s in r.facts.get('samples', []))]]     # all are looked at before one is written
+    for p in files if folder!=here.resolve() else ():
+        with atomic(here/p.relative_to(folder)) as f: f.write_bytes(p.read_bytes())
     return r.facts
 
 def _adopt_files(book, folder, out_dir):
@@ -459,8 +462,9 @@ def _adopt_files(book, folder, out_dir):
     from hff.page import files_of
     mine = files_of(folder, [_stem(book)])[_stem(book)]
     files = mine + [p.with_suffix('.md') for p in mine if p.suffix=='.csv' and p.with_suffix('.md').is_file()]
-    for p in files if folder!=out_dir else ():
-        with atomic(out_dir/p.name) as f: f.write_bytes(p.read_bytes())
+    found = {p.name: inside(folder, p.name) for p in files}
+    for name, p in found.items() if folder!=out_dir else ():
+        with atomic(out_dir/name) as f: f.write_bytes(p.read_bytes())
     return bool(files)
 
 def _beside(books, out_dir):
@@ -496,10 +500,18 @@ def read_plan(
     "The plan that was written last"
     if not plan_file(preset).is_file(): raise HffError(f"No {plan_file(preset)}: do the step `plan` first")
     todo = read_json(plan_file(preset))
-    kinds = dict(preset=str, seeds=list, data_root=str, cross=dict, faces=dict, runs=dict, folders=dict)
-    if not isinstance(todo, dict) or not all(isinstance(todo.get(k), t) for k, t in kinds.items()) or not all(isinstance(r, dict) and isinstance(r.get('recipe'), dict) and {'faces', 'cross'}<=set(r) for r in todo['runs'].values()):
-        raise HffError(f"{plan_file(preset)} is no plan: do the step `plan` again")
+    if not _is_plan(todo) or Path(todo['preset']).stem!=Path(preset).stem: raise HffError(f"{plan_file(preset)} is no plan of {Path(preset).stem}: do the step `plan` again")
     return todo
+
+def _is_plan(todo):
+    "Kinds of what is read of a plan, and data sets by their names: they become names of files"
+    from hff.readers import SOURCES
+    kinds = dict(preset=str, seeds=list, tables=list, data_root=str, cross=dict, faces=dict, runs=dict, folders=dict)
+    if not isinstance(todo, dict) or not all(isinstance(todo.get(k), t) for k, t in kinds.items()): return False
+    texts = lambda d: isinstance(d, dict) and all(isinstance(v, str) for v in d.values())
+    cross = lambda d: texts(d) and set(d)<=set(SOURCES)
+    run = lambda r: isinstance(r, dict) and isinstance(r.get('recipe'), dict) and isinstance(r.get('faces'), str) and cross(r.get('cross'))
+    return texts(todo['faces']) and cross(todo['cross']) and all(type(s) is int for s in todo['seeds']) and all(isinstance(t, str) for t in todo['tables']) and all(map(run, todo['runs'].values()))
 
 def do_step(
     step:str, # one of `STEPS`

@@ -312,7 +312,7 @@ def _(case, d):
 def packed():
     run = few().assign(run='a')
     r = results.Results(pd.DataFrame([dict(run='a', state='finished', epoch=0., seconds=1., error='', recipe=json.dumps(PLAIN))]), run[['run', *score_files.SCORE_COLUMNS]],
-                        run[['run', *score_files.SCORE_COLUMNS]], pd.DataFrame(dict(run=['a'], epoch=[0], loss=[.5])), dict(preset='smoke', seeds=[0], samples=[dict(file='samples/a.png', method='real')]))
+                        run[['run', *score_files.SCORE_COLUMNS]], pd.DataFrame(dict(run=['a'], epoch=[0], loss=[.5])), dict(preset='smoke', seeds=[0], samples=[dict(dataset='toy', quality='c23', method='real', person='0', file='samples/a.png')]))
     import tempfile
     with tempfile.TemporaryDirectory() as d: return {n: (results.write_results(r, d)/n).read_bytes() for n in results.PACKED}, results._lean(run), r
 
@@ -490,6 +490,8 @@ FOUND = [     # what once crashed: parser, case, is it refused?
     ('score table', parquet(few(), {b'pandas': b'[]'}), True), ('score table', parquet(few().assign(video=[['x']]*len(few()))), True), ('score table', parquet(few().assign(status=[{'a': 'x'}]*len(few()))), True),
     ('manifest', parquet(MANIFEST.assign(path=[b'x']*4)), True), ('manifest rows', MANIFEST.iloc[:0].assign(video=pd.to_datetime([])), False), ('faces', ('faces.parquet', parquet(FACES.drop(columns='reason', errors='ignore'))), False),
     ('calibration', json.dumps(CALIBRATION | dict(params=dict(temperature=0.))).encode(), True), ('manifest', parquet(MANIFEST.set_index(pd.Index(MANIFEST.method, name='method'))), False),
+    ('score table', parquet(few().assign(status=['x', None]*(len(few())//2))), True), ('run folder', ('recipe.json', json.dumps(PLAIN | dict(epochs=2**31)).encode()), True),
+    ('packed results', ('facts.json', b'{"samples": [1]}'), True), ('packed results', ('facts.json', b'[]'), True), ('packed results', ('runs.csv', RESULTS.runs.assign(seconds='x').to_csv(index=False).encode()), True),
     ('manifest rows', MANIFEST.assign(mask=b'\xff'), True), ('state dicts', {5: torch.zeros(1)}, True),
     ('calibration', DEEP, True), ('calibration', b'[]', True), ('calibration', json.dumps(CALIBRATION | dict(method=['platt'])).encode(), True), ('calibration', json.dumps(CALIBRATION | dict(method='isotonic', params=dict(logit=[[1]], score=[1]))).encode(), True),
     ('faces', ('faces.json', b'5'), True), ('faces', ('faces.json', b'{}'), True), ('faces', ('faces.parquet', parquet(FACES.assign(label='True'))), True), ('faces', ('faces.parquet', parquet(FACES.drop(columns='quality'))), True),

@@ -133,17 +133,74 @@ def test_a_failed_run_is_reported_and_the_rest_is_made(twice, tmp_path):
     assert '1 failed' in (tmp_path/'out/index.html').read_text()
 
 
+def toy_book(path, code):
+    "A notebook with the parameters of a paper notebook and one line of code"
+    import nbformat
+    cells = [nbformat.v4.new_code_cell('preset = ""\nseeds = []\nout_dir = ""\nscores = ""', metadata=dict(tags=['parameters'])), nbformat.v4.new_code_cell(code)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python'))), path)
+    return path
+
+
 def test_a_failed_notebook_does_not_stop_the_rest(tmp_path, monkeypatch):
     "Its traceback is kept in its executed copy"
-    import nbformat
     from hff.reproduce import run_notebooks
     monkeypatch.setenv('HFF_RUNS', str(tmp_path/'runs'))
-    for name, code in (('bad', "raise ValueError('no such film')"), ('good', 'print(1)')):
-        cells = [nbformat.v4.new_code_cell('preset = ""\nseeds = []\nout_dir = ""\nscores = ""', metadata=dict(tags=['parameters'])), nbformat.v4.new_code_cell(code)]
-        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python'))), tmp_path/f'{name}.ipynb')
-    done = run_notebooks([tmp_path/'bad.ipynb', tmp_path/'good.ipynb'], 'smoke', (0,), tmp_path/'out', 2)
+    books = [toy_book(tmp_path/f'{n}.ipynb', code) for n, code in (('bad', "raise ValueError('no such film')"), ('good', 'print(1)'))]
+    done = run_notebooks(books, 'smoke', (0,), tmp_path/'out', 2)
     assert done.ok.tolist()==[False, True] and done.error[0]=='ValueError: no such film'
     assert 'no such film' in (tmp_path/'runs/smoke/notebooks/bad.ipynb').read_text()
+
+
+FACTS = dict(preset='smoke', seeds=[0], tables=['table1'], data=[], machine={}, seconds={}, samples=[])
+
+@pytest.mark.parametrize('facts', [{}, dict(samples=[1]), *(FACTS | c for c in (dict(samples=[{}]), dict(samples=[dict(file='a.png')]), dict(samples=5), dict(seconds=dict(data='x')), dict(seconds=dict(data=10**400)), dict(seeds=['0']), dict(seeds=0),
+                                                dict(tables=[1]), dict(data=[dict(crops='a')]), dict(machine='a'), dict(preset=5), dict(seeds_of=dict(table1=0)))),
+                                   *({k: v for k, v in FACTS.items() if k!=lost} for lost in ('seeds', 'tables', 'data', 'machine'))])
+def test_damaged_facts_are_said(facts, tmp_path, monkeypatch):
+    "Before any notebook is run"
+    from hff.paths import HffError
+    from hff.reproduce import reproduce
+    from test_fuzz import PACKED
+    from trees import put
+    monkeypatch.setenv('HFF_RUNS', str(tmp_path/'runs'))
+    put(tmp_path/'in', PACKED | {'facts.json': json.dumps(facts)})
+    with pytest.raises(HffError, match='damaged or incomplete'): reproduce('smoke', from_scores=tmp_path/'in', out=tmp_path/'out')
+
+
+def test_scores_of_no_notebook(tmp_path, monkeypatch):
+    "Of no table; or a figure of networks is asked for, and none was packed"
+    from hff.paths import HffError
+    from hff.reproduce import reproduce
+    from test_fuzz import PACKED
+    from trees import put
+    monkeypatch.setenv('HFF_RUNS', str(tmp_path/'runs'))
+    for only, tables in (((), []), (('figure2',), ['table1'])):
+        put(tmp_path/'in', PACKED | {'facts.json': json.dumps(FACTS | dict(tables=tables))})
+        with pytest.raises(HffError, match='none of the notebooks'): reproduce('smoke', only, from_scores=tmp_path/'in', out=tmp_path/'out')
+
+
+def test_facts_of_earlier_versions_are_read(tmp_path):
+    from hff.results import read_facts
+    from trees import put
+    assert read_facts(ROOT/'figures/mini/scores', ('seeds', 'tables', 'data', 'machine', 'seeds_of'))['preset']=='mini'
+    put(tmp_path, {'facts.json': json.dumps({k: FACTS[k] for k in ('preset', 'seeds', 'tables', 'data', 'machine')})})
+    assert read_facts(tmp_path, ('seeds', 'tables', 'data', 'machine'))['seeds']==[0]
+
+
+def test_a_plan_is_that_of_its_preset_and_names_known_data_sets(tmp_path, monkeypatch):
+    "Both become names of folders and files"
+    from hff.paths import HffError
+    from hff.reproduce import read_plan
+    from test_fuzz import PLAN
+    monkeypatch.setenv('HFF_RUNS', str(tmp_path))
+    (p := tmp_path/'smoke/plan.json').parent.mkdir()
+    run = PLAN['runs']['a']
+    good = [{}, dict(preset='my/smoke.yaml'), dict(cross=dict(dfd='x'), runs=dict(a=run | dict(cross=dict(dfd='x'))))]
+    bad = [dict(preset='..'), dict(preset='mini'), dict(cross={'../../x': 'y'}), dict(seeds=['0']), dict(tables=5), dict(faces=dict(a=5)), *(dict(runs=dict(a=run | c)) for c in (dict(cross={'../../x': 'y'}), dict(cross=dict(dfd=5)), dict(cross=5), dict(faces=None)))]
+    for change in good: p.write_text(json.dumps(PLAN | change)); assert read_plan('smoke')['seeds']==[0]
+    for change in bad:
+        p.write_text(json.dumps(PLAN | change))
+        with pytest.raises(HffError, match='plan.json is no plan of smoke'): read_plan('smoke')
 
 
 @pytest.mark.parametrize('args,words', [

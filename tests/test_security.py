@@ -32,6 +32,8 @@ from hff.overlays import overlay_names, write_overlays
 from hff.paths import HffError
 from hff.readers import read_source
 from hff.recipe import load_preset
+from hff.report import draw_samples
+from hff.reproduce import _adopt, _adopt_files, pack_samples
 from hff.results import read_results, write_results
 from hff.trainer import load_state
 from hff.verify import check_clip
@@ -215,12 +217,50 @@ def test_keys_of_an_lmdb_name_nothing_outside(tmp_path):
     assert len(lmdb_names(d, 'a/b'))==4 and all(isinstance(f, (np.ndarray, HffError)) for f in found) and {i for i in set(tmp_path.rglob('*'))-before if 'lock' not in i.name}==set()
 
 
+SAMPLE = dict(dataset='toy', quality='c23', method='real', person='1')
+
 def test_names_in_a_packed_folder_write_nothing_outside(tmp_path):
     "`samples` of facts.json is shown, never joined to a path that is written"
-    trees.put(tmp_path/'in', PACKED | {'facts.json': json.dumps(dict(preset='smoke', samples=[dict(file='../../evil.png', method='real')]))})
+    trees.put(tmp_path/'in', PACKED | {'facts.json': json.dumps(dict(preset='smoke', samples=[SAMPLE | dict(file='../../evil.png')]))})
     r = read_results(tmp_path/'in')
     write_results(r, tmp_path/'out/deep')
     assert sorted(p.name for p in tmp_path.rglob('*') if p.is_file() and 'in' not in p.parent.name)==sorted(PACKED)
+
+
+def test_a_packed_folder_shows_nothing_from_outside(tmp_path):
+    "Neither by a name nor by a link, where it lies as little as elsewhere"
+    scores = tmp_path/'in/scores'
+    trees.put(tmp_path, {'secret.png': dfb_tree.png(3), 'in/scores/samples/good.png': dfb_tree.png(3), 'in/scores/samples/wall.png': bomb(20_000, 20_000, 100_000)})
+    (scores/'samples/link.png').symlink_to(tmp_path/'secret.png'); (scores/'samples/loop.png').symlink_to('loop.png')
+    sample = lambda file: [SAMPLE | dict(file=file)]
+    assert len(draw_samples(scores, dict(samples=sample('samples/good.png'))).axes)==1
+    with pytest.raises(HffError, match='pixels|bomb'): draw_samples(scores, dict(samples=sample('samples/wall.png')))
+    for file in ('../../secret.png', str(tmp_path/'secret.png'), 'samples/link.png', 'samples/loop.png', 'a\0b'):
+        with pytest.raises(HffError, match='outside|no name|No picture'): draw_samples(scores, dict(samples=sample(file)))
+    facts = dict(preset='smoke', seeds=[0], tables=[], data=[], machine={})
+    for file in ('../../secret.png', str(tmp_path/'secret.png'), 'samples/link.png'):
+        trees.put(scores, PACKED | {'facts.json': json.dumps(facts | dict(samples=sample(file)))})
+        for out in ('in', 'out'):
+            with pytest.raises(HffError, match='lies outside'): _adopt(scores, tmp_path/out)
+    assert not (tmp_path/'out').exists()
+
+
+@pytest.mark.parametrize('name', ['robustness.png', 'robustness_b.csv', 'robustness_a.md'])
+def test_pictures_beside_packed_scores_are_no_links_to_elsewhere(name, tmp_path):
+    trees.put(tmp_path, {'secret': 'a,b\n1,2\n', 'in/robustness_a.csv': 'a,b\n1,2\n'})
+    assert _adopt_files(Path('robustness.ipynb'), tmp_path/'in', tmp_path/'good') and [p.name for p in (tmp_path/'good').iterdir()]==['robustness_a.csv']
+    (tmp_path/'in'/name).symlink_to(tmp_path/'secret')
+    for out in ('in', 'out'):
+        with pytest.raises(HffError, match='lies outside'): _adopt_files(Path('robustness.ipynb'), tmp_path/'in', tmp_path/out)
+    assert not (tmp_path/'out').exists()
+
+
+def test_names_of_people_are_no_folders(tmp_path):
+    trees.put(tmp_path/'faces', {f'{m}.png': dfb_tree.png(3, 32) for m in ('real', 'F2F')})
+    FACES.assign(target='../../../x').to_parquet(tmp_path/'faces/faces.parquet')
+    packed = pack_samples({'': tmp_path/'faces'}, tmp_path/'out/scores')
+    assert sorted(p.relative_to(tmp_path/'out/scores').as_posix() for p in tmp_path.rglob('*x.png'))==sorted(r['file'] for r in packed)
+    assert len(packed)==2 and all(r['file'].count('/')==1 for r in packed)
 
 
 def test_overlays_stay_in_their_folder(tmp_path):
