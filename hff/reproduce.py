@@ -9,7 +9,7 @@ __all__ = ['ANALYSES', 'NETWORK_BOOKS', 'STUDY_BOOKS', 'STEPS', 'Data', 'open_da
            'run_notebooks', 'write_page', 'writable', 'reproduce', 'plan_file', 'read_plan', 'do_step', 'differing']
 
 # %% ../nbs/61_reproduce.ipynb #6afdb904
-import json, os, time
+import json, os, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ import pandas as pd
 from .experiments import EXPERIMENTS, all_runs
 from .manifest import read_array
 from .paths import HffError, atomic, cores, figures_dir, is_checkout, locked, progress, read_json, root, runs_dir, write_json
-from .recipe import Recipe, load_preset, make_recipe
+from .recipe import Recipe, load_preset, load_recipe, make_recipe
 from .results import PACKED, Results, belong_together, gather, inside, join_results, key_of, read_facts, read_results, seeds_of, write_results
 
 # %% ../nbs/61_reproduce.ipynb #4bba2deb
@@ -114,8 +114,12 @@ def tables_of(
 def finished_runs(
     preset:str, # size
 )->dict: # run name -> folder
-    "Finished runs of a preset, by the name of their experiment"
-    return {key_of(make_recipe(**read_json(p.parent/'recipe.json'))): p.parent for p in sorted(runs_root(preset).glob('*/done.json'))}
+    "Finished runs of a preset, by the name of their experiment; a folder whose recipe can't be read is said and left out"
+    out = {}
+    for p in sorted(runs_root(preset).glob('*/done.json')):
+        try: out[key_of(load_recipe(p.parent/'recipe.json'))] = p.parent
+        except HffError as e: print(f'hff: {p.parent} is left out: {e}', file=sys.stderr)
+    return out
 
 def plan(
     preset:str='mini', # size
@@ -225,16 +229,15 @@ def run_notebook(
     "Run a notebook through papermill; a failure is reported, not raised, and its partial copy is kept"
     _need_notebooks()
     import papermill as pm
-    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     known, start = set(pm.inspect_notebook(str(book))), time.perf_counter()
     if bad := set(params)-known: raise HffError(f"{Path(book).name}: {', '.join(sorted(bad))} are not parameters; it knows {', '.join(sorted(known))}")
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     error = ''
-    try: pm.execute_notebook(str(book), str(out), params, kernel_name='python3', progress_bar=False,
+    try: pm.execute_notebook(str(book), str(out), params, kernel_name='python3', progress_bar=False, start_timeout=600,   # as many kernels as cores start at once
                              cwd=str(Path(book).parent), extra_arguments=['--IPKernelApp.log_level=50'])   # no warning about a local port
     except PapermillExecutionError as e: error = f'{e.ename}: {e.evalue}'.split('\n')[0]
-    except (DeadKernelError, OSError) as e: error = f'{type(e).__name__}: {e}'.split('\n')[0]         # the kernel was ended from outside; the copy can't be written
+    except (RuntimeError, OSError, KeyError) as e: error = f'{type(e).__name__}: {e}'.split('\n')[0]   # the kernel did not start, was ended from outside, or is not known; the copy can't be written
     return dict(notebook=Path(book).stem, ok=not error, seconds=round(time.perf_counter()-start), error=error)
 
 # %% ../nbs/61_reproduce.ipynb #0ff4aa5b

@@ -1,5 +1,6 @@
 "The README's main job at its smallest size, twice, from nothing; and what happens when something is wrong"
 import json, os, subprocess, sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,38 @@ def test_a_failed_notebook_does_not_stop_the_rest(tmp_path, monkeypatch):
     done = run_notebooks(books, 'smoke', (0,), tmp_path/'out', 2)
     assert done.ok.tolist()==[False, True] and done.error[0]=='ValueError: no such film'
     assert 'no such film' in (tmp_path/'runs/smoke/notebooks/bad.ipynb').read_text()
+
+
+def test_a_kernel_that_does_not_start_does_not_stop_the_rest(tmp_path, monkeypatch):
+    "The first kernel dies before it says anything, the next one lives; both have more than a minute for it"
+    import papermill
+    from hff.reproduce import run_notebooks
+    execute, asked = papermill.execute_notebook, []
+    monkeypatch.setattr(papermill, 'execute_notebook', lambda *a, **k: (asked.append(k['start_timeout']), execute(*a, **k))[1])
+    monkeypatch.setenv('HFF_RUNS', str(tmp_path/'runs'))
+    monkeypatch.setenv('JUPYTER_PATH', str(tmp_path/'jupyter'))
+    code = f"import os, sys\ntry: os.mkdir({str(tmp_path/'tried')!r})\nexcept FileExistsError: os.execv(sys.executable, [sys.executable, '-m', 'ipykernel_launcher', *sys.argv[1:]])"
+    (spec := tmp_path/'jupyter/kernels/python3/kernel.json').parent.mkdir(parents=True)
+    spec.write_text(json.dumps(dict(argv=[sys.executable, '-c', code, '-f', '{connection_file}'], display_name='python3', language='python')))
+    done = run_notebooks([toy_book(tmp_path/f'{n}.ipynb', 'print(1)') for n in 'ab'], 'smoke', (0,), tmp_path/'out', 1)
+    assert (tmp_path/'tried').exists() and done.ok.tolist()==[False, True], done
+    assert done.error[0].startswith('RuntimeError: Kernel died'), done.error[0]
+    assert asked==[600, 600]
+
+
+@pytest.mark.parametrize('recipe', [None, '{"model": "rgb", "glasses": 1}', '{"image_size": "x"}', '[]', '{'])
+def test_a_foreign_run_folder_blocks_nothing(recipe, tmp_path, monkeypatch, capsys):
+    "It is left out, and said in one line"
+    from hff.recipe import Recipe
+    from hff.reproduce import finished_runs
+    monkeypatch.setenv('HFF_RUNS', str(tmp_path))
+    for name, text in (('mine', json.dumps(asdict(Recipe()))), ('theirs', recipe)):
+        (d := tmp_path/'smoke'/name).mkdir(parents=True)
+        (d/'done.json').write_text('{}')
+        if text is not None: (d/'recipe.json').write_text(text)
+    assert list(finished_runs('smoke').values())==[tmp_path/'smoke/mine']
+    err = capsys.readouterr().err
+    assert err.startswith(f"hff: {tmp_path/'smoke/theirs'} is left out: ") and err.count('\n')==1, err
 
 
 FACTS = dict(preset='smoke', seeds=[0], tables=['table1'], data=[], machine={}, seconds={}, samples=[])
