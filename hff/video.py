@@ -130,40 +130,46 @@ _FORMATS = ('mov,matroska,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg,h264,hevc,m4v,iv
 
 def _opened(path):
     "The container, if it is one file of a known format and its tables fit into memory"
-    if (n := _index_size(path))>4*LIMITS.frames:                       # sound has more packets than pictures
+    with open(path, 'rb') as f: boxes = re.match(rb'(?!RIFF).{4}[ -~]{4}', f.read(8), re.S)
+    if boxes and (n := _index_size(path))>4*LIMITS.frames:             # sound has more packets than pictures
         raise BadVideo(path, 'too large', f'an index of {n:,} entries', 'if it is what it says it is, raise hff.video.LIMITS.frames')
-    return av.open(f'file:{path}', metadata_errors='replace', options=dict(format_whitelist=_FORMATS, max_pixels=str(LIMITS.pixels)))
+    formats = _FORMATS if boxes else _FORMATS.removeprefix('mov,')     # what does not begin with a box was not searched, so FFmpeg may not find boxes further down
+    return av.open(f'file:{path}', metadata_errors='replace', options=dict(format_whitelist=formats, max_pixels=str(LIMITS.pixels)))
 
-_OTHERS = (b'\x1aE\xdf\xa3', b'RIFF', b'FLV', b'OggS', b'\0\0\1', b'\x30\x26\xb2\x75', b'\xff\xd8', b'\x89PNG')   # how files begin that are not MP4 or QuickTime
 _TABLE = re.compile(b'stsz|stz2|stts|ctts|stsc|stco|co64|trun|cmov|soun|vide')
 
 def _index_size(path)->int:
-    "Entries of the largest index that FFmpeg would make of an MP4 or QuickTime file: its tables are searched for wherever they may hide, but not among the pixels"
+    "Entries of the largest index that FFmpeg would make of an MP4 or QuickTime file, or half of all together: its tables are searched for wherever they may hide, but not among the pixels"
     with open(path, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as b:
-        at, most = len(b) if b[:4].startswith(_OTHERS) else 0, 0
+        at, most, total = 0, 0, 0
         while at<len(b):
             size = int.from_bytes(b[at:at+4], 'big')
             end = at+(int.from_bytes(b[at+8:at+16], 'big') if size==1 else size)
             end = end if at+8<=end<=len(b) else len(b)
             if b[at+4:at+8]!=b'mdat':
-                cuts = [at, *(m.start() for m in re.compile(b'trak').finditer(b, at, end)), end]
-                most = max(most, *(_track_size(b, i, j) for i, j in zip(cuts, cuts[1:])))
+                cuts = [at, *(m.start() for m in itertools.islice(re.compile(b'trak').finditer(b, at, end), 1001)), end]
+                if len(cuts)>1002: return 1<<62                        # FFmpeg opens at most 1000 tracks
+                sizes = [_track_size(b, i, j) for i, j in zip(cuts, cuts[1:])]
+                most, total = max(most, *sizes), total+sum(sizes)
             at = end
-    return most
+    return max(most, total//2)
 
 def _track_size(b, start, end):
     "Entries that the tables of one track claim"
-    number, at = lambda i: int.from_bytes(b[i:i+4], 'big'), defaultdict(list)
+    number, at, parts = lambda i: int.from_bytes(b[i:i+4], 'big'), defaultdict(list), 0
     def rows(i, width):
-        raw = b[i+8:min(end, i+8+4*width*number(i+4))]
-        return np.frombuffer(raw[:len(raw)//(4*width)*4*width], '>u4').reshape(-1, width).astype(np.int64)
-    for m in _TABLE.finditer(b, start, end): at[m[0]].append(m.end())
-    samples, times = [number(i+8) for i in at[b'stsz']+at[b'stz2']], [rows(i, 2) for i in at[b'stts']]
-    if at[b'soun'] and not at[b'vide'] and times and all(len(t)==1 and t[0,1]==1 for t in times):       # plain sound: 1024 samples an entry
+        n = max(0, min(number(i+4), (end-i-8)//(4*width), 4*LIMITS.frames+1))                           # one beyond the limit says enough
+        return np.frombuffer(b[i+8:i+8+4*width*n], '>u4').reshape(-1, width)
+    def run(i): t = rows(i, 2); return max(len(t), int(t[:,0].sum(dtype=np.int64)))
+    for m in _TABLE.finditer(b, start, end):
+        if m[0]==b'trun': parts += number(m.end()+4)
+        elif len(at[m[0]])<9: at[m[0]].append(m.end())
+    if at[b'cmov'] or any(len(v)>8 for k, v in at.items() if k not in (b'soun', b'vide')): return 1<<62    # a packed header; a track has one table of each kind
+    samples, times = [number(i+8) for i in at[b'stsz']+at[b'stz2']], at[b'stts']
+    if at[b'soun'] and not at[b'vide'] and times and all(len(t := rows(i, 2))==1 and t[0,1]==1 for i in times):       # plain sound: 1024 samples an entry
         chunks, times = [number(i+4) for i in at[b'stco']+at[b'co64']], []
-        samples = [max([0, *chunks])*max([0, *(rows(i, 3)[:,1].max(initial=0) for i in at[b'stsc'])])//1024]
-    runs = [t[:,0].sum() for t in times+[rows(i, 2) for i in at[b'ctts']]]
-    return 1<<62 if at[b'cmov'] else int(max(0, *samples, *runs, sum(number(i+4) for i in at[b'trun'])))       # cmov: a packed header
+        samples = [max([0, *chunks])*max([0, *(int(rows(i, 3)[:,1].max(initial=0)) for i in at[b'stsc'])])//1024]
+    return max(0, parts, *samples, *map(run, times+at[b'ctts']), *(len(rows(i, 3)) for i in at[b'stsc']))
 
 def _packets(path)->Iterator:
     "Packets of the video, the last one empty; every fault of the file becomes a `BadVideo`"

@@ -357,6 +357,56 @@ def test_a_table_hidden_in_another_box_counts(clip, tmp_path):
         except BadVideo as e: assert e.reason!='too large'
 
 
+@pytest.mark.parametrize('kind', [b'stts', b'ctts', b'stsc', b'trak', b'vide'])
+def test_the_search_for_tables_is_no_bomb_itself(kind, tmp_path):
+    "A few hundred kilobytes full of the names of tables, in a process of its own that may take half a gigabyte more than it has"
+    body = b'soun'+struct.pack('>4sIIII', b'stts', 0, 1, 9, 1)+(kind+b'\0\0\0\0\xff\xff\xff\xff')*35_000
+    (tmp_path/'a.mp4').write_bytes(struct.pack('>I4s', len(body)+8, b'free')+body)
+    code = ('import resource\nfrom pathlib import Path\nfrom hff.video import BadVideo, probe_video\n'
+            'used = int(Path("/proc/self/statm").read_text().split()[0])*4096\nresource.setrlimit(resource.RLIMIT_AS, (used+2**29,)*2); resource.setrlimit(resource.RLIMIT_CPU, (30, 30))\n'
+            'try: probe_video("a.mp4")\nexcept BadVideo as e: print(e.reason)\n')
+    if sys.platform=='linux':
+        r = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
+        assert r.stdout.strip()==('cannot decode' if kind==b'vide' else 'too large'), r.stderr[-500:]
+
+
+def test_words_that_look_like_tables_are_no_bomb(clip, tmp_path):
+    "A text about a video and its soundtrack, and a table's name here and there"
+    text = b'video with soundtrack '*2000+b'stco co64 stsc '
+    (p := tmp_path/'a.mp4').write_bytes(clip+struct.pack('>I4s', len(text)+8, b'free')+text)
+    assert len(read_video(p))==4
+
+
+def test_many_tracks_of_a_fair_size_are_a_bomb(clip, tmp_path):
+    "Each may claim as much as one track may; FFmpeg alone would take 140 megabytes for each"
+    b = lies(clip, samples=3_900_000, times=3_900_000, chunk=3_900_000)
+    i, m = b.find(b'trak')-4, b.find(b'moov')-4
+    n, whole = (int.from_bytes(b[k:k+4], 'big') for k in (i, m))
+    (p := tmp_path/'a.mp4').write_bytes(b[:m]+struct.pack('>I', whole+19*n)+b[m+4:i]+b[i:i+n]*20+b[i+n:])
+    with pytest.raises(BadVideo, match='too large.*index'): probe_video(p)
+
+
+@pytest.mark.parametrize('head', [struct.pack('>I4s', 256, b'free'), struct.pack('>I', 442)+b'\x44\0\4\0', struct.pack('>IIQ', 1, 0x67640010, 256), b'\0\0\1\0\1\2\3\4'])
+def test_a_bomb_does_not_pass_as_another_format(head, clip, tmp_path):
+    "FFmpeg looks for boxes further down, whatever the first one is called"
+    size = 442 if head[2:4]==b'\1\xba' else 256
+    (p := tmp_path/'a.mp4').write_bytes(head.ljust(size, b'\0')+lies(clip, samples=10**7, times=10**7, chunk=10**7))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BadVideo): probe_video(p)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-before<200_000          # KB
+
+
+@pytest.mark.parametrize('kind', ['h264', 'mpegts'])
+def test_a_stream_without_boxes_may_hold_any_word(kind, tmp_path):
+    "In gigabytes of it each of them comes by chance"
+    with av.open(str(tmp_path/'a'), 'w', format=kind) as out:
+        s = out.add_stream('libx264', rate=25); s.width = s.height = 32; s.pix_fmt = 'yuv420p'
+        for i in range(4): out.mux(s.encode(av.VideoFrame.from_ndarray(np.full((32, 32, 3), 60*i, np.uint8), format='rgb24')))
+        out.mux(s.encode(None))
+    with open(tmp_path/'a', 'ab') as f: f.write((b'\0\0\1\x0c' if kind=='h264' else b'G\x1f\xff\x10')+(b'stsz'+b'\xff'*20).ljust(184, b'\xff'))
+    assert len(read_video(tmp_path/'a'))==4
+
+
 def test_plain_sound_has_many_samples_and_is_no_bomb(tmp_path):
     "Three minutes of 48000 numbers a second beside the pictures"
     with av.open(str(tmp_path/'a.mov'), 'w') as out:
