@@ -227,6 +227,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'hff.clips._env': ('clips.html#_env', 'hff/clips.py'),
                            'hff.clips._from_lmdb': ('clips.html#_from_lmdb', 'hff/clips.py'),
                            'hff.clips._numbered': ('clips.html#_numbered', 'hff/clips.py'),
+                           'hff.clips._reading': ('clips.html#_reading', 'hff/clips.py'),
                            'hff.clips._spellings': ('clips.html#_spellings', 'hff/clips.py'),
                            'hff.clips._try': ('clips.html#_try', 'hff/clips.py'),
                            'hff.clips.frame_number': ('clips.html#frame_number', 'hff/clips.py'),

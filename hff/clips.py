@@ -9,6 +9,7 @@ __all__ = ['PICTURES', 'VIDEOS', 'read_picture', 'frame_number', 'list_frames', 
 # %% ../nbs/20a_clips.ipynb #163a0c1f
 import io, os, re
 from collections.abc import Callable
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePath
 
@@ -82,12 +83,23 @@ def lmdb_folder(
 
 @lru_cache(8)
 def _env(folder, process):
-    try: import lmdb
-    except ImportError as e: raise HffError(f"{folder} is an LMDB: pip install 'hff[lmdb]'") from e
-    try: return lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False)
-    except lmdb.Error as e: raise HffError(f"{folder} is no readable LMDB ({e}): fetch it again") from e
+    import lmdb
+    env = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False)
+    s = env.stat()
+    used = 2+s['branch_pages']+s['leaf_pages']+s['overflow_pages']                 # free ones at the end need not be there
+    if (Path(folder)/'data.mdb').stat().st_size < used*s['psize']: env.close(); raise lmdb.CorruptedError('it breaks off')   # to read beyond the end kills the process
+    return env
 
 if hasattr(os, 'register_at_fork'): os.register_at_fork(before=_env.cache_clear)   # a worker may not open again what its parent holds open
+
+@contextmanager
+def _reading(folder):
+    "A transaction; whatever LMDB finds wrong names the folder"
+    try: import lmdb
+    except ImportError as e: raise HffError(f"{folder} is an LMDB: pip install 'hff[lmdb]'") from e
+    try:
+        with _env(folder, os.getpid()).begin() as t: yield t
+    except lmdb.Error as e: raise HffError(f"{folder} is no readable LMDB ({e}): fetch it again") from e
 
 def _spellings(folder, inside):
     "Keys that a path may have: one backslash then slashes, or backslashes throughout"
@@ -99,7 +111,7 @@ def lmdb_get(
     inside:str, # POSIX path after the data set's name
 )->bytes|None: # value, or None when the key is missing under every spelling
     "One value of a DeepfakeBench LMDB"
-    with _env(folder, os.getpid()).begin(buffers=False) as t: return next((v for k in _spellings(folder, inside) if (v := t.get(k)) is not None), None)
+    with _reading(folder) as t: return next((v for k in _spellings(folder, inside) if (v := t.get(k)) is not None), None)
 
 def lmdb_names(
     folder:Path, # with `data.mdb`
@@ -107,7 +119,7 @@ def lmdb_names(
 )->list: # names below it, sorted
     "Keys below a folder of a DeepfakeBench LMDB, under either spelling"
     found = set()
-    with _env(folder, os.getpid()).begin() as t:
+    with _reading(folder) as t:
         for prefix in _spellings(folder, f'{inside}/'):
             cursor = t.cursor()
             if not cursor.set_range(prefix): continue

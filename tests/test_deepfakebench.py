@@ -1,10 +1,10 @@
 "DeepfakeBench's processed release: every habit of it that would change a result in silence"
-import copy, json, warnings
+import copy, json, subprocess, sys, warnings
 
 import numpy as np, pandas as pd, pytest
 from dfb_tree import ALL, METHODS, PAIRS, build
 
-from hff.clips import lmdb_get, sample
+from hff.clips import lmdb_get, lmdb_names, sample
 from hff.deepfakebench import LABELS, choose_split, find_jsons, listed_path, read_landmarks, rows_deepfakebench
 from hff.manifest import check_manifest, read_manifest, write_rows
 from hff.paths import HffError
@@ -89,6 +89,36 @@ def test_lmdb(tree):
     assert numbers.tolist()==[0, 1, 2, 10, 1000] and isinstance(got[3], HffError) and got[:3]+got[4:]==[0, 1, 2, 1000%256]
     for base, inside in (('FaceForensics++_lmdb', 'original_sequences/youtube/c23/landmarks/000/002.npy'), ('Celeb-DF-v2_lmdb', 'Celeb-real/landmarks/id0_0000/002.npy')):
         assert (read_landmarks(lmdb_get(tree/'lmdb'/base, inside))==np.arange(162).reshape(81, 2)+2).all()
+
+
+@pytest.mark.parametrize('fault', ['whole', 'cut', 'one page', 'zeros', 'mixed'])
+def test_a_damaged_lmdb_is_one_line(fault, tmp_path):
+    "In a process of its own: to read beyond the end would kill it"
+    import lmdb
+    (d := tmp_path/'X_lmdb').mkdir()
+    with lmdb.open(str(d), map_size=1<<24) as env, env.begin(write=True) as t:
+        for i in range(300): t.put(b'X\\a\\%03d.png' % i, bytes(3000))
+    b = (d/'data.mdb').read_bytes()
+    (d/'data.mdb').write_bytes(dict(whole=b, cut=b[:len(b)//2], zeros=b[:8192]+bytes(len(b)-8192), mixed=b[:8192]+b[12288:]+b[8192:12288]).get(fault, b[:-4096]))
+    code = ('import sys\nfrom hff.clips import lmdb_get, lmdb_names\nfrom hff.paths import HffError\n'
+            'for f in lambda: len(lmdb_names(sys.argv[1], "a")), lambda: sum(len(lmdb_get(sys.argv[1], f"a/{i:03d}.png")) for i in range(300)):\n'
+            '    try: print(f())\n    except HffError as e: print("no readable LMDB" in str(e) and ("breaks off" in str(e) or "MDB_CORRUPTED" in str(e)))\n')
+    r = subprocess.run([sys.executable, '-c', code, str(d)], capture_output=True, text=True)
+    assert r.stdout.split()==(['300', '900000'] if fault=='whole' else ['True']*2), (r.returncode, r.stderr[-300:])
+
+
+def test_an_lmdb_may_lack_free_pages_at_its_end(tmp_path):
+    "What was written and deleted again at once need not be in the file"
+    import lmdb
+    (d := tmp_path/'X_lmdb').mkdir()
+    with lmdb.open(str(d), map_size=1<<24) as env:
+        for i in range(4):
+            with env.begin(write=True) as t: t.put(b'X\\a\\%03d.png' % i, bytes(5000))
+        with env.begin(write=True) as t:
+            for i in range(30): t.put(b'X\\b\\%03d.png' % i, bytes(5000))
+            for i in range(30): t.delete(b'X\\b\\%03d.png' % i)
+        short = (d/'data.mdb').stat().st_size < (env.info()['last_pgno']+1)*env.stat()['psize']
+    assert short and len(lmdb_names(d, 'a'))==4 and lmdb_get(d, 'a/003.png')==bytes(5000)
 
 
 def test_the_root_may_be_the_folder_above(tree):
