@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SCORE_COLUMNS', 'FURTHER_COLUMNS', 'STATUSES', 'check_scores', 'write_scores', 'read_scores', 'logit_of',
-           'rows_digest', 'score_images', 'score_faces']
+           'rows_digest', 'score_images', 'loading', 'score_faces']
 
 # %% ../nbs/41_scores.ipynb #1ad9ec1f
 import hashlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,18 @@ def score_images(
     return (z[:,1]-z[:,0]).numpy()
 
 # %% ../nbs/41_scores.ipynb #90e9f474
+@contextmanager
+def loading():
+    "Errors of the processes that decode crops, in one line; may come anywhere in the loop over a loader"
+    try: yield
+    except HffError as e:
+        if 'DataLoader worker' not in str(e): raise
+        raise HffError(str(e).rpartition('HffError: ')[2].strip()) from e              # PyTorch adds a traceback in front
+    except RuntimeError as e:
+        if not str(e).startswith('DataLoader worker ('): raise
+        raise HffError("A process that decodes crops was ended from outside, perhaps for want of memory: see what else needs it, then start again") from e
+
+@loading()
 def score_faces(
     model, # returns an output with `.logits` (B, 2)
     faces:pd.DataFrame, # table of faces, one row per frame

@@ -29,7 +29,7 @@ from .manifest import select
 from .metrics import frame_auc, video_auc
 from .paths import HffError, atomic, child_env, end_with, locked, progress, read_json, write_json
 from .recipe import Recipe, load_recipe, make_recipe
-from .scores import score_faces, write_scores
+from .scores import loading, score_faces, write_scores
 
 # %% ../nbs/40_trainer.ipynb #a0d86ce5
 def some_people(
@@ -158,6 +158,7 @@ def cast(
     device:torch.device, # of the network
 ): # a context
     "Where a forward pass computes in `precision`"
+    if precision not in ('float32', 'bfloat16'): raise HffError(f"No precision {precision!r} for training: there are float32 and bfloat16")
     return torch.autocast(device.type, torch.bfloat16) if precision=='bfloat16' else nullcontext()
 
 def _gradients(model, x, y, maps, recipe, accelerator, precision):
@@ -177,6 +178,9 @@ def _gradients(model, x, y, maps, recipe, accelerator, precision):
         total = total + loss.detach()
     return _average(total, accelerator)
 
+def _diverged(recipe, what, epoch): return HffError(f"{recipe.name}: {what}: lower lr in the recipe; the state after {epoch} epoch{'s'*(epoch!=1)} is kept")
+
+@loading()
 def train_epoch(
     model, # prepared by `accelerator`
     optimizer, # prepared by `accelerator`
@@ -207,8 +211,7 @@ def train_epoch(
         optimizer.zero_grad()
         losses.append(_gradients(model, x, y, maps, recipe, accelerator, precision))   # what all see, so all stop alike
         if not math.isfinite(losses[-1]):
-            raise HffError(f"{recipe.name}: the loss is {losses[-1]} at epoch {epoch+1}, step {i+1} (lr {lr:.2g}): "
-                           f"lower lr in the recipe; the state after {epoch} epoch{'s'*(epoch!=1)} is kept")
+            raise _diverged(recipe, f'the loss is {losses[-1]} at epoch {epoch+1}, step {i+1} (lr {lr:.2g})', epoch)
         optimizer.step()
         if after: after()
         if step: step(len(batches[i]))
@@ -373,14 +376,11 @@ def _all_scored(scores, lost, faces):
 def averaged_model(
     model, # in training
     decay:float, # of the recipe; 0: no average
-    state:dict|None=None, # saved state to go on from
 ): # `torch.optim.swa_utils.AveragedModel`, or None
     "Exponential average of a model's weights and batch-norm statistics"
     if not decay: return None
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-    a = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-    if state: a.load_state_dict(state['average'])
-    return a
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 # %% ../nbs/40_trainer.ipynb #d21ca9ed
 def _accelerator(timeout):
@@ -429,6 +429,13 @@ def _check_disk(run, epoch, accelerator):
     if len(set(seen))>1: raise HffError(f"{run}: not all processes see what the main process wrote there; choose a run root on a disk that all machines share")
 
 # %% ../nbs/40_trainer.ipynb #20c70fbc
+def _fill(path, state, **parts):
+    "Put a state into the network, the optimiser, the average"
+    try:
+        for k, v in parts.items(): v.load_state_dict(state[k])
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as e:
+        raise HffError(f"{path} is not of this version: delete it and the run starts again from its first epoch") from e
+
 class _Run:
     "One run in its locked folder; the methods are called in the order in which they stand"
     def __init__(self, recipe, faces, run, show, accelerator):
@@ -438,13 +445,14 @@ class _Run:
         model = _synced(build_model(recipe).to(memory_format=torch.channels_last), accelerator)
         optimizer = make_optimizer(model, recipe)
         if state := load_state(run/'state.pt'):
-            model.load_state_dict(state['model']); optimizer.load_state_dict(state['optimizer'])
+            _fill(run/'state.pt', state, model=model, optimizer=optimizer)
             self.epoch, self.log, self.best = state['epoch'], state['log'], state['best']
         self.timed, self.clock = self.timings(model, state or {}), {}
         self.precision = choose_precision(self.timed) if self.timed else recipe.precision
         self.net, self.optimizer = accelerator.prepare(model, optimizer)
         self.trained = accelerator.unwrap_model(self.net)
-        self.averaged = averaged_model(self.trained, recipe.average, state)
+        self.averaged = averaged_model(self.trained, recipe.average)
+        if state and self.averaged: _fill(run/'state.pt', state, average=self.averaged)
         self.model = self.averaged.module if self.averaged else self.trained     # what is scored and kept
         self.watched = spread_frames(self.parts['test'], recipe.watch) if recipe.watch else None
         if self.main: write_json(recipe.settings, run/'recipe.json')
@@ -464,6 +472,11 @@ class _Run:
         s = _score(self.model, rows, self.faces, self.recipe, self.accelerator, self.meter)
         return _all_scored(s, _lost(s, rows), self.faces)
 
+    def finite(self):
+        "Are weights and statistics numbers, in all processes? What the last step of an epoch did shows in no loss"
+        values = (v for net in {self.trained, self.model} for v in net.state_dict().values() if v.is_floating_point())
+        return not _average(torch.tensor(float(not all(v.isfinite().all() for v in values))), self.accelerator)
+
     def one_epoch(self):
         "Train, validate, keep"
         t = time.perf_counter()
@@ -472,6 +485,7 @@ class _Run:
                            after=self.averaged and (lambda: self.averaged.update_parameters(self.trained)), precision=self.precision, clock=self.clock)
         if self.accelerator.num_processes>1:
             for b in self.model.buffers(): torch.distributed.broadcast(b, 0)   # batch-norm statistics: the main process's, as in the file
+        if not self.finite(): raise _diverged(self.recipe, f'weights are no longer finite after epoch {self.epoch+1}', self.epoch)
         judged = self.parts['val'].label.nunique()>1                        # fakes that are made have no validation videos
         scores = self.scores(self.parts['val']) if judged else None
         seen = validate(scores, self.recipe) if judged else {}

@@ -109,6 +109,8 @@ def test_timing_precisions_leaves_network_and_randomness_alone():
     assert choose_precision(dict(float32=1., bfloat16=.91))=='float32' and choose_precision(dict(float32=1., bfloat16=.8))=='bfloat16'
     with cast('bfloat16', torch.device('cpu')): assert (torch.ones(2, 2)@torch.ones(2, 2)).dtype==torch.bfloat16
     with cast('float32', torch.device('cpu')): assert (torch.ones(2, 2)@torch.ones(2, 2)).dtype==torch.float32
+    for word in ('bf16', 'auto', 'float16', ''):
+        with pytest.raises(HffError, match='float32 and bfloat16'): cast(word, torch.device('cpu'))
 
 
 def test_parts_agree_or_are_not_raced():

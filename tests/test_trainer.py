@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,10 @@ from torch import nn
 
 import hff.trainer as trainer
 from hff.cli import main
+from hff.datasets import FaceDataset, LenientFaces
 from hff.paths import HffError, sha256
 from hff.recipe import Recipe, load_recipe
-from hff.scores import read_scores
+from hff.scores import loading, read_scores, score_faces
 from hff.trainer import load_state, locked, run_all, train
 
 recipe = Recipe(model='rgb', backbone='mobilenetv2_100', pretrained=False, image_size=32, frames=2, epochs=4, batch_size=4, lr=1e-3,
@@ -111,6 +113,67 @@ def test_nan_stops_and_keeps_the_last_good_state(faces, tmp_path, tiny, monkeypa
     assert state['epoch'] == 1 and all(v.isfinite().all() for v in state['model'].values())
     monkeypatch.setattr(trainer, 'lr_at', good)
     assert both(train(recipe, faces, tmp_path/'a', show=False)) == both(train(recipe, faces, tmp_path/'b', show=False))
+
+
+@pytest.mark.parametrize('change', [dict(), dict(average=.5), dict(fakes='self_blended', train_methods=(), select='last'), dict(fakes='self_blended', train_methods=(), select='last', average=.5)])
+def test_weights_spoilt_by_the_last_step_of_an_epoch_are_not_kept(change, faces, tmp_path, tiny, monkeypatch):
+    "No loss comes after that step; fakes that are made have no validation that would notice"
+    r, good, rates = replace(recipe, **change), trainer.lr_at, []
+    monkeypatch.setattr(trainer, 'lr_at', lambda i, total, *a: rates.append(i) or (float('inf') if i==total//r.epochs*2-1 else good(i, total, *a)))
+    with pytest.raises(HffError, match='weights are no longer finite after epoch 2: lower lr in the recipe; the state after 1 epoch is kept'): train(r, faces, tmp_path, show=False)
+    state = load_state(tmp_path/r.name/'state.pt')
+    assert state['epoch']==1 and all(v.isfinite().all() for k in ('model', 'average') for v in state.get(k, {}).values())
+    monkeypatch.setattr(trainer, 'lr_at', good)
+    assert (train(r, faces, tmp_path, show=False)/'done.json').is_file()
+
+
+def test_a_state_of_another_network_is_told(faces, tmp_path, tiny, monkeypatch):
+    r, stop = replace(recipe, average=.5), RuntimeError('stopped')
+    monkeypatch.setattr(trainer._Run, 'finish', lambda self: (_ for _ in ()).throw(stop))
+    with pytest.raises(RuntimeError, match='stopped'): train(r, faces, tmp_path, show=False)
+    path = tmp_path/r.name/'state.pt'
+    whole = load_state(path)
+    weights, groups = whole['model'], whole['optimizer']
+    for spoilt in (dict(model={f'net.{k}': v for k, v in weights.items()}), dict(model={k: v[:1] for k, v in weights.items() if v.ndim}), dict(optimizer=groups | dict(param_groups=[])), dict(optimizer={}), dict(average={}), dict(model=3)):
+        trainer.save_state(whole | spoilt, path)
+        with pytest.raises(HffError, match='state.pt is not of this version: delete it and the run starts again') as e: train(r, faces, tmp_path, show=False)
+        assert '\n' not in str(e.value)
+
+
+class Faulty(FaceDataset):
+    "Decodes on demand; while there is a file `end`, the process that decodes ends itself"
+    def __init__(self, recipe, table, root): super().__init__(table, root, memory=0)
+    def batch(self, idx):
+        if (self.root/'end').exists(): os.kill(os.getpid(), signal.SIGKILL)
+        return super().batch(idx)
+
+
+@pytest.mark.skipif(sys.platform!='linux', reason='processes that decode are forked')
+def test_what_goes_wrong_in_a_process_that_decodes_is_one_line(faces, tmp_path, tiny, monkeypatch):
+    d = shutil.copytree(faces, tmp_path/'faces')
+    (d/'real_train5_2.png').unlink()
+    for k, v in dict(_training_faces=Faulty, decoders=lambda: 1).items(): monkeypatch.setattr(trainer, k, v)
+    r = replace(recipe, frames=3)
+    with pytest.raises(HffError) as e: train(r, d, tmp_path, show=False)
+    assert str(e.value)==f"Cannot read the crop {d/'real_train5_2.png'}: extract the faces again"
+    (d/'end').touch()
+    with pytest.raises(HffError, match='ended from outside, perhaps for want of memory') as e: train(r, d, tmp_path, show=False)
+    assert '\n' not in str(e.value)
+
+
+@pytest.mark.skipif(sys.platform!='linux', reason='processes that decode are forked')
+def test_a_decoder_that_ends_while_scoring_is_told(faces, monkeypatch):
+    table, main = trainer.read_faces(faces), os.getpid()
+    whole = score_faces(Tiny(), table, faces, workers=1)
+    assert whole.status.value_counts().to_dict()=={'ok': 119, 'missing': 1}
+    monkeypatch.setattr(LenientFaces, 'picture', lambda *a: os.getpid()!=main and os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(HffError, match='ended from outside'): score_faces(Tiny(), table, faces, workers=1)
+
+
+def test_other_errors_stay_as_they_are():
+    for e in (HffError('a\nb'), RuntimeError('DataLoader is odd'), ValueError('x')):
+        with pytest.raises(type(e)) as got, loading(): raise e
+        assert got.value is e
 
 
 def test_last_epoch_and_best_epoch(faces, tmp_path, tiny):
