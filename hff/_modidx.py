@@ -1177,6 +1177,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'hff.reproduce._end_kernels': ('reproduce.html#_end_kernels', 'hff/reproduce.py'),
                                'hff.reproduce._holding': ('reproduce.html#_holding', 'hff/reproduce.py'),
                                'hff.reproduce._is_plan': ('reproduce.html#_is_plan', 'hff/reproduce.py'),
+                               'hff.reproduce._keep': ('reproduce.html#_keep', 'hff/reproduce.py'),
                                'hff.reproduce._make_scores': ('reproduce.html#_make_scores', 'hff/reproduce.py'),
                                'hff.reproduce._need_notebooks': ('reproduce.html#_need_notebooks', 'hff/reproduce.py'),
                                'hff.reproduce._packed': ('reproduce.html#_packed', 'hff/reproduce.py'),

@@ -13,6 +13,7 @@ import json, os, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -334,13 +335,19 @@ def pack(
     out_dir:Path|str, # tables and pictures go here, scores into its folder `scores`
     seconds:dict|None=None, # how long the parts took, for the page
 )->tuple: # folder of packed scores; did they join others that lay there?
-    "Pack the results of a plan; those of other tables that lie there already stay, when they belong together"
+    "Pack the results of a plan; those of other tables that lie there already are joined when they belong together, and else moved aside"
     folder, r = Path(out_dir)/'scores', collect(todo)
-    r.facts.update(samples=pack_samples(todo['faces'], folder), seconds=seconds or {})
     old = _packed(folder)
     joins = old is not None and belong_together(old, r)
-    if old and not joins: print(f'hff: {folder} held the scores of other data, or of networks that came out otherwise: replaced')
+    if (folder/'facts.json').is_file() and not joins: _keep(folder)
+    r.facts.update(samples=pack_samples(todo['faces'], folder), seconds=seconds or {})
     return write_results(join_results(old, r) if joins else r, folder), joins
+
+def _keep(folder):
+    "Move packed scores aside; their tables can be made from them again"
+    to = next(p for i in count(1) if not (p := folder.with_name(f'{folder.name}-before{i}')).exists())
+    folder.rename(to)
+    print(f'hff: {folder} held the scores of other data, or of networks that came out otherwise: they are in {to} now (hff reproduce --from-scores)')
 
 _told = ('seeds', 'tables', 'data', 'machine')      # facts of every reproduction
 

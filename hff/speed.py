@@ -165,6 +165,7 @@ def training_step(
     from hff.recipe import Recipe
     from hff.trainer import cast, make_optimizer, pieces_of
     from hff.transcription import Transcription
+    if kind not in ('plain', 'ours'): raise HffError(f"No kind of step {kind!r}: choose from plain, ours")
     x = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     y, last = torch.arange(batch)%2, kind=='ours'
     model = create_model(pretrained=False, image_size=size).to(memory_format=torch.channels_last) if last else Transcription((size//16)**2)
