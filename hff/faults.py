@@ -28,6 +28,7 @@ class Job(NamedTuple):
     given:Path|None = None  # copied to `given` in the folder before; one of its files may vanish
     lost:str = '*.mp4'      # which of them
     begun:str = '*'         # files of this name show that the inputs have been looked at
+    workers:bool = False    # does it start processes of its own?
 
 def start(
     job:Job, # to do
@@ -118,9 +119,9 @@ def _worker_dies(job, d, seconds, rng):
     import psutil
     p = start(job, d)
     p.join(_moment(seconds, rng))
-    until = time.monotonic()+seconds
+    until = time.monotonic()+seconds*job.workers
     while not (known := family(p)) and p.is_alive() and time.monotonic()<until: time.sleep(.02)
-    try: rng.choice(np.array([*known, psutil.Process(p.pid)][:max(1, len(known))], object)).kill()
+    try: rng.choice(np.array(known or [p], object)).kill()
     except psutil.Error: pass                                                        # it has ended meanwhile
     return [_ended(p, known)]
 
@@ -167,7 +168,7 @@ def trial(
     want:str, # `digest` of an undisturbed run
     seconds:float, # how long that took
     rng:np.random.Generator, # of the moment
-)->dict: # broke: the first attempt did not end with 0; equal, left, clear (no traceback), seconds, said
+)->dict: # broke: the first attempt did not end with 0; equal, left, clear (no traceback and no hang), seconds, said
     "Disturb a job, start it again, compare"
     t = time.perf_counter()
     ready(job, d)
@@ -246,10 +247,10 @@ def hff_jobs(
     read_ffpp(tree, 'c23').to_parquet(base/'clips/m.parquet', index=False)
     crops = base/'crops/faces'
     if 'train' in names: extract_faces(read_ffpp(tree, 'c23'), tree, crops, jobs=2, frames=2, **_tiny['crop'])
-    jobs = [Job('faces', _hff('faces', '{d}/given/m.parquet', '--root', '{d}/given/tree', '--preset', preset, '--out', '{d}/faces', '--jobs', 2), _every('faces'), base/'clips', '*_*.mp4', 'faces.json'),
-            Job('miniff', _hff('miniff', 'build', '--preset', preset, '--out', '{d}/tree', '--jobs', 2), _every('tree')),
+    jobs = [Job('faces', _hff('faces', '{d}/given/m.parquet', '--root', '{d}/given/tree', '--preset', preset, '--out', '{d}/faces', '--jobs', 2), _every('faces'), base/'clips', '*_*.mp4', 'faces.json', workers=True),
+            Job('miniff', _hff('miniff', 'build', '--preset', preset, '--out', '{d}/tree', '--jobs', 2), _every('tree'), workers=True),
             Job('train', _hff('train', '--preset', preset, '--faces', '{d}/given/faces', '--model', 'rgb'), _made, base/'crops', '*.png', 'progress.json'),
-            Job('reproduce', _hff('reproduce', '--preset', preset, '--only', 'table3', '--out', '{d}/out', '--jobs', 2), _tables)]
+            Job('reproduce', _hff('reproduce', '--preset', preset, '--only', 'table3', '--out', '{d}/out', '--jobs', 2), _tables, workers=True)]
     return [j for j in jobs if j.name in names]
 
 def bench_faults(

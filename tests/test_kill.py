@@ -177,6 +177,19 @@ def test_a_download_is_named_with_its_digest(monkeypatch, capsys):
     assert tensors_sha256(net) not in said
 
 
+@pytest.mark.parametrize('own', [True, False])
+def test_a_worker_dies_or_else_the_job_itself(own, tmp_path):
+    "This one goes on after the loss of its worker"
+    def run(d):
+        if own: p = start(Job('worker', lambda d: time.sleep(1), lambda d: []), d); p.join(); print('worker:', p.exitcode)
+        else: time.sleep(1)
+        (d/'x.out').touch()
+    j = Job('job', run, lambda d: d.glob('x.out'), workers=own)
+    want, seconds = undisturbed(j, tmp_path/'whole')
+    t = trial('worker', j, tmp_path/'d', want, seconds, np.random.default_rng(0))
+    assert t['equal'] and not t['left'] and t['broke']==(not own) and ('worker: -9' in t['said'])==own, t
+
+
 def test_the_harness_notices(tmp_path):
     "A careless job, which takes half a file for a whole one"
     def run(d):
