@@ -4,16 +4,18 @@ from dataclasses import asdict, fields, replace
 import numpy as np
 import pytest
 
+from hff.cli import main
 from hff.experiments import experiment
 from hff.extract import faces_id, make_cropping, read_faces
 from hff.manifest import identity_leaks, read_manifest
 from hff.paths import HffError
 from hff.readers import index_source
 from hff.recipe import METHODS, Recipe, load_preset, preset_recipe
+from hff.reproduce import Data, faces_of
 from hff.scale import COUNTS, estimate, images_of, link_tree, made_up_faces, network_size, recipe_notes, table_work_apart, totals
 from hff.sources import read_ffpp
 from hff.verify import coverage_of, verify_manifest
-from trees import real
+from trees import make_tree, real
 
 
 def test_every_setting_says_where_it_comes_from(tmp_path):
@@ -85,12 +87,16 @@ def test_a_full_table_is_split_and_shuffled(tree, tmp_path):
     assert sum(v for v in work.values() if isinstance(v, float))<60
 
 
-def test_faces_cut_out_beforehand_are_found(tmp_path):
+@pytest.mark.parametrize('name,quality,cut', [('ffpp', 'c23', []), ('ffpp', 'c40', []), ('dfd', 'c23', ['--splits', 'test']), *((n, '', ['--splits', 'test']) for n in ('celebdf_v1', 'dfdcp', 'df1'))])
+def test_faces_cut_out_beforehand_are_found(name, quality, cut, tmp_path, monkeypatch, capsys):
     "`hff data index` and `hff faces --preset paper` come to the content id that the plan looks for"
-    from hff.reproduce import Data, manifest_of
-    (tmp_path/'clip.mp4').write_bytes(real(0))
-    root, r, p = link_tree(tmp_path/'tree', tmp_path/'clip.mp4', pairs=(4, 2, 2)), preset_recipe('paper'), load_preset('paper')
-    m, where = manifest_of(Data('paper', root, {}, 1), '', r.quality)
-    index_source('ffpp', root, tmp_path/'m.parquet', quality='c23')
-    by_hand = faces_id(read_manifest(tmp_path/'m.parquet'), {'': root}, **asdict(make_cropping(frames=p['recipe']['frames'], **p['crop'])))
-    assert faces_id(m, where, **asdict(make_cropping(frames=r.frames, **r.crop)))==by_hand
+    def key(m, root, out=None, jobs=1, shard=None, **s): raise HffError(faces_id(m, root, **asdict(make_cropping(**s))))
+    if quality: make_tree(name, tmp_path/name, quality='c40')
+    t = make_tree(name, tmp_path/name)
+    ffpp, r = t['options'].get('ffpp'), preset_recipe('paper', quality=quality if name=='ffpp' else 'c23')
+    monkeypatch.setattr('hff.extract.extract_faces', key)
+    with pytest.raises(HffError) as plan: faces_of(Data('paper', ffpp or t['root'], {name: t['root']}, 1), r, '' if name=='ffpp' else name)
+    more = ['--ffpp-root', str(ffpp)] if ffpp else []
+    assert main(['data', 'index', name, str(t['root']), '--out', str(tmp_path/'m.parquet'), *(['--quality', quality] if quality else []), *more])==0
+    assert main(['faces', str(tmp_path/'m.parquet'), '--root', str(t['root']), '--preset', 'paper', *cut, *more])==1
+    assert capsys.readouterr().err.splitlines()[-1]==f'hff: {plan.value}' and len(str(plan.value))==12
