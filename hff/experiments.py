@@ -10,7 +10,7 @@ __all__ = ['DETECTORS', 'ROWS3', 'FIDELITY_ROWS', 'TRAINING_ROWS', 'BEYOND_ROWS'
 import pandas as pd
 
 from .paths import HffError
-from .recipe import ABLATION, METHODS, load_preset, preset_recipe
+from .recipe import ABLATION, METHODS, preset_recipe
 
 # %% ../nbs/01a_experiments.ipynb #ce5c9b1c
 _made = dict(train_methods=(), select='last')
@@ -67,7 +67,7 @@ def experiment(
 )->pd.DataFrame: # one row per run: row, train, seed, run (name), recipe, cross (other data sets to score)
     "The runs behind a table"
     if table not in EXPERIMENTS: raise HffError(f"No runs are known for {table!r}; choose from {', '.join(EXPERIMENTS)}")
-    epochs, out = load_preset(preset)['recipe']['epochs'], []
+    epochs, out = preset_recipe(preset).epochs, []
     for seed in seeds:
         for s in EXPERIMENTS[table]:
             few = dict(epochs=max(1, epochs//len(s.get('train_methods') or 'F')))

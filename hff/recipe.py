@@ -170,6 +170,8 @@ def load_preset(
         d = yaml.safe_load(text)
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as e: raise HffError(f"{p} is not valid YAML: {e}") from e
     if not isinstance(d, dict) or not isinstance(d.get('recipe'), dict): raise HffError(f"{p}: a preset needs a `recipe` section")
+    for k in ('crop', 'miniff', 'standins'):
+        if not isinstance(s := d.get(k), dict|None) or not all(isinstance(x, str) for x in s or ()): raise HffError(f"{p}: `{k}` must be settings by name")
     return d
 
 def preset_recipe(
@@ -178,6 +180,5 @@ def preset_recipe(
 )->Recipe: # ready to train
     "The preset's recipe with some fields changed"
     p = load_preset(name)
-    d, crop = {**p['recipe'], **settings}, p.get('crop') or {}
-    if not isinstance(crop, dict): raise HffError(f"{name}: `crop` must be settings by name")
-    return from_settings(Recipe, 'Recipe', {'crop': {**crop, 'size': d.get('image_size', Recipe.image_size)}, **d})
+    d = {**p['recipe'], **settings}
+    return from_settings(Recipe, 'Recipe', {'crop': {**(p.get('crop') or {}), 'size': d.get('image_size', Recipe.image_size)}, **d})
