@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 import trees
 from hff.cli import main
 from hff.extract import extract_faces, read_faces
 from hff.manifest import check_manifest
-from hff.paths import HffError, sha256
+from hff.paths import HffError, sha256, write_json
 from hff.readers import read_source
 from hff.scores import check_scores
 from hff.video import write_video
@@ -126,7 +127,7 @@ def test_interruption_says_that_work_is_kept(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize('args,words', [
-    (['predict', ''], 'empty'), (['predict', 'x'*300+'.mp4'], 'x'*200), (['evaluate', 'README.md'], 'parquet'), (['train', '--seed', '-1'], 'seed'),
+    (['predict', ''], 'empty'), (['predict', 'x'*300+'.mp4'], 'x'*200), (['evaluate', 'README.md'], 'parquet'), (['train', '--seed', '-1'], 'seed'), (['miniff', 'build', '--seed', '-1'], 'seed -1'), (['miniff', 'build', '--set', 'dfd', '--seed', '-1'], 'seed -1'),
     (['evaluate', '{s}', '--split', 'val'], '--faces'), (['evaluate', '{s}', '--scores-out', 'q.parquet'], '--faces'), (['evaluate', '{s}', '--temperature'], 'val_scores'),
     (['evaluate', '{s}', '--out', '{s}'], 'ends in .csv'), (['scores', 'compare', '{s}', '{s}'], 'named twice'), (['scores', 'import', 'a.csv', '--out', 'b.parquet'], '--fake'),
     (['faces', '{m}', '--root', '{d}', '--detector', 'os:getcwd', '--out', '{d}/f'], 'os:getcwd'),
@@ -138,6 +139,46 @@ def test_one_line_for_each_mistake(args, words, tmp_path, capsys, monkeypatch):
     manifest(['a.mp4']).to_parquet(tmp_path/'m.parquet')
     assert hff(*(a.format(s=tmp_path/'s.parquet', m=tmp_path/'m.parquet', d=tmp_path) for a in args)) in (1, 2)
     one_line(capsys, words)
+
+
+@pytest.mark.parametrize('section,value,word', [
+    ('crop', [1], '`crop`'), ('crop', {1: 2}, '`crop`'), ('miniff', 5, '`miniff`'), ('miniff', 0, '`miniff`'), ('miniff', ['people'], '`miniff`'), ('standins', 5, '`standins`'),
+    ('miniff', dict(people=5), 'people=5'), ('miniff', dict(people=[2., 2, 2]), 'people='), ('miniff', dict(people=None), 'people='), ('miniff', dict(frames='8'), "frames='8'"),
+    ('miniff', dict(size=[192]), 'size='), ('miniff', dict(textures_steps='4'), 'textures_steps'), ('miniff', dict(deepfakes_steps=0), 'at least 2'), ('miniff', dict(qualities=[[1]]), 'qualities='),
+    ('standins', dict(people='6'), "people='6'"), ('standins', dict(steps=[1]), 'steps='), ('standins', dict(steps=0), 'at least 1'), ('standins', dict(size=None), 'size='),
+    ('recipe', dict(epochs='3'), "epochs='3'"), ('recipe', dict(epochs=None), 'epochs=None')])
+def test_sections_of_a_preset_hold_what_they_should(section, value, word, tmp_path, capsys):
+    (tmp_path/'p.yaml').write_text(yaml.safe_dump(dict(recipe={}, miniff={}) | {section: value}))
+    manifest(['a.mp4']).to_parquet(tmp_path/'m.parquet')
+    commands = dict(crop=['faces', tmp_path/'m.parquet', '--root', tmp_path], miniff=['miniff', 'build'], standins=['miniff', 'build', '--set', 'dfd'], recipe=['reproduce', '--dry-run'])
+    assert hff(*commands[section], '--preset', tmp_path/'p.yaml', '--out', tmp_path/'out')==1
+    one_line(capsys, word)
+    assert not (tmp_path/'out').exists()
+
+
+@pytest.mark.parametrize('about', [{}, [], 5, dict(asked={}), dict(asked=[], files={}), dict(asked={}, files=['a']), dict(asked={}, files=dict(a=5)),
+                                   dict(asked={}, files={'../there': 'x'}), dict(asked={}, files={'/there': 'x'})])
+def test_a_miniff_from_elsewhere_is_not_believed(about, tmp_path, capsys, monkeypatch):
+    "Neither by verify, nor by a build that finds it, nor by a stand-in that borrows from it; no file outside is read"
+    (tmp_path/'there').write_text('x'); write_json(about, tmp_path/'mini/miniff.json')
+    seen = []
+    monkeypatch.setattr('hff.miniff.build.sha256', lambda p: seen.append(p) or 'x')
+    for command in (['verify', tmp_path/'mini'], ['build', '--preset', 'smoke', '--out', tmp_path/'mini'],
+                    ['build', '--preset', 'smoke', '--set', 'df1', '--ffpp-root', tmp_path/'mini', '--out', tmp_path/'df1']):
+        assert hff('miniff', *command)==1
+        one_line(capsys, 'miniff.json')
+    assert not seen
+
+
+TWO = [['004', '005'], ['006', '007']]
+
+@pytest.mark.parametrize('asked,test', [(dict(seed='0'), TWO), (dict(seed=-1), TWO), (dict(settings=5), TWO), (dict(settings=dict(frames=2)), TWO), (dict(settings=dict(frames=0, size=96)), TWO),
+                                        ({}, [['004', 'x'], ['006', '007']]), ({}, 5), ({}, [['000', '005'], ['006', '007']])])
+def test_nobody_is_borrowed_from_nonsense(asked, test, tmp_path, capsys):
+    write_json(dict(asked=dict(faces='rendered', seed=0, settings=dict(frames=2, size=96)) | asked, files={}), tmp_path/'mini/miniff.json')
+    for split, pairs in dict(train=[['000', '001']], val=[['002', '003']], test=test).items(): write_json(pairs, tmp_path/f'mini/splits/{split}.json')
+    assert hff('miniff', 'build', '--preset', 'smoke', '--set', 'df1', '--ffpp-root', tmp_path/'mini', '--out', tmp_path/'df1')==1
+    one_line(capsys, 'mini')
 
 
 def test_names_of_two_hundred_and_fifty_bytes(tmp_path, capsys, monkeypatch):

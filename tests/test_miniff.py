@@ -1,14 +1,15 @@
 "MiniFF: the same bytes, splits that keep people apart, no easy way to cheat"
-import os, signal, subprocess, sys, time
+import os, shutil, signal, subprocess, sys, threading, time
 from pathlib import Path
 
-import numpy as np, pytest
+import cv2, numpy as np, pytest
+from filelock import FileLock
 
 from hff.datasets import FaceDataset, face_hull
 from hff.extract import extract_faces, read_faces
 from hff.manifest import identity_leaks
-from hff.miniff.build import FAKES, build, content_id, leaks, verify
-from hff.paths import HffError, read_json, sha256
+from hff.miniff.build import FAKES, _finish, build, content_id, leaks, one_builder, verify
+from hff.paths import HffError, read_json, sha256, write_json
 from hff.sources import FFPP_FOLDERS, read_ffpp
 from hff.video import count_frames, read_mask_video
 
@@ -41,6 +42,38 @@ def test_killed_build_goes_on_to_the_same_bytes(tiny, tmp_path):
     assert kept and all(f.stat().st_mtime_ns==t for f, t in kept.items())      # finished files are not made twice
     assert sha256(tmp_path/'again')==sha256(tiny) and content_id(tmp_path/'again')==content_id(tiny)
     assert not [f for f in (tmp_path/'again').rglob('*') if f.name.startswith('.')]
+
+
+def test_killed_over_the_end_the_build_is_finished(tiny, tmp_path, monkeypatch):
+    "While the working folder is removed; nothing is made again, nothing stays"
+    shutil.copytree(tiny, again := tmp_path/'again')
+    about = read_json(again/'miniff.json')
+    write_json(about['asked'], again/'building.json'); write_json({}, again/'.work/clips/a.json'); (again/'miniff.json').unlink()
+    def killed(*a, **k): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr('hff.miniff.build.shutil.rmtree', killed)
+        with pytest.raises(KeyboardInterrupt): _finish(again, about['asked'], about['versions']['miniff_code'], people={}, skipped={})
+    with pytest.raises(HffError, match='unfinished'): read_ffpp(again)
+    monkeypatch.setattr('hff.miniff.build._cast', killed)
+    assert build(again, jobs=1, **TINY)==again and sha256(again)==sha256(tiny) and not (again/'.work').exists()
+
+
+def test_killed_over_the_beginning_the_folder_is_taken(tmp_path, monkeypatch):
+    (tmp_path/'x').mkdir(); (tmp_path/'x/.building.123.tmp.json').write_text('{')
+    monkeypatch.setattr('hff.miniff.build._cast', lambda *a: pytest.fail('begun', pytrace=False))
+    with pytest.raises(pytest.fail.Exception, match='begun'): build(tmp_path/'x', **TINY)
+
+
+def test_whoever_waits_says_so(tmp_path, capsys):
+    def second():
+        with one_builder(tmp_path/'x'): pass
+    (lock := FileLock(tmp_path/'.x.lock')).acquire()
+    t = threading.Thread(target=second, daemon=True); t.start(); t.join(.5)
+    assert t.is_alive() and capsys.readouterr().err==f"hff: waiting for another process that builds in {tmp_path/'x'}\n"
+    lock.release(); t.join(20)
+    assert not t.is_alive()
+    second()
+    assert not capsys.readouterr().err
 
 
 def test_verify_notices(tiny, tmp_path):
@@ -99,7 +132,10 @@ def test_own_pictures(tmp_path):
     for p in PORTRAITS.glob('*.jpg'):
         for i in range(2 if p.stem!='no_face' else 1): (own/f'{i}{p.name}').write_bytes(p.read_bytes())
     (own/'broken.jpg').write_bytes((PORTRAITS/'male_20.jpg').read_bytes()[:3000]); (own/'notes.txt').write_text('not a picture')
+    cv2.imwrite(str(own/'line.png'), np.zeros((1, 20000, 3), np.uint8))
+    for p in list(own.glob('0*.jpg')): p.rename(own/os.fsdecode(b'\xe4'+p.name.encode()))                      # Latin-1
     info = read_json(build(tmp_path/'m', faces=own, **(TINY | dict(qualities=['c23'])))/'miniff.json')
-    assert sorted(info['skipped'])==['0no_face.jpg', 'broken.jpg'] and len(info['people'])==6
+    assert sorted(info['skipped'])==['broken.jpg', 'line.png', '\udce40no_face.jpg'] and len(info['people'])==6 and any('\udce4' in v for v in info['people'].values())
+    assert 'OpenCV' in info['skipped']['line.png']
     assert not any(str(tmp_path) in v for v in [*info['skipped'].values(), *info['people'].values()])
     assert verify(tmp_path/'m')==[]

@@ -7,7 +7,7 @@ __all__ = ['SPLITS', 'FAKES', 'CRF', 'DEFAULTS', 'split_pairs', 'miniff_settings
            'content_id', 'verify', 'frame_numbers', 'against_real', 'leaks']
 
 # %% ../../nbs/32_miniff.ipynb #cec20037
-import hashlib, importlib.metadata, os, platform, shutil
+import hashlib, importlib.metadata, os, platform, shutil, sys
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +15,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from ..faces import crop, pmap, square_box
 from ..manifest import select
 from .photos import find_photos, photo_clip
 from ..paths import HffError, atomic, data_dir, progress, read_json, sha256, write_json
 from ..recipe import load_preset
-from ..sources import FFPP_FOLDERS, read_ffpp
+from ..sources import FFPP_FOLDERS, posix_path, read_ffpp
 from ..video import Clip, read_mask_video, read_video, write_mask_video, write_video
 
 # %% ../../nbs/32_miniff.ipynb #889f81bb
@@ -51,10 +51,19 @@ def miniff_settings(
     if s is None: raise HffError(f"Preset {preset!r} builds no MiniFF: it wants your own data; choose smoke or mini")
     if bad := (set(s)|set(changes))-set(DEFAULTS): raise HffError(f"No MiniFF setting {' '.join(sorted(bad))}: there are {', '.join(DEFAULTS)}")
     s = DEFAULTS | s | changes
+    _check_kinds(s, DEFAULTS, 'MiniFF')
     split_pairs(s['people'])
     if s['size']<96 or s['size']%16 or s['frames']<2: raise HffError(f"size {s['size']}, frames {s['frames']}: give a multiple of 16 from 96 on and at least 2 frames")
+    if min(s['deepfakes_steps'], s['textures_steps'])<2: raise HffError(f"deepfakes_steps {s['deepfakes_steps']}, textures_steps {s['textures_steps']}: give at least 2, one for each network")
     if not s['qualities'] or set(s['qualities'])-set(CRF): raise HffError(f"qualities {s['qualities']}: choose from {', '.join(CRF)}")
     return s | dict(people=list(s['people']), qualities=list(s['qualities']))
+
+def _check_kinds(s, defaults, what):
+    "Raise `HffError` at the first setting that is of another kind than its default"
+    for k, d in defaults.items():
+        many, kind = isinstance(d, list), type(d[0] if isinstance(d, list) else d)
+        if (many and not isinstance(s[k], (list, tuple))) or any(type(v) is not kind for v in (s[k] if many else [s[k]])):
+            raise HffError(f"{what}: {k}={s[k]!r} must be {'a list of ' if many else 'a '}{'whole number' if kind is int else 'name'}{'s'*many}")
 
 # %% ../../nbs/32_miniff.ipynb #5aa29bca
 @contextmanager
@@ -179,7 +188,10 @@ def one_builder(
     out:Path, # folder to build in
 ):
     "Only one process at a time builds in a folder; another one waits, and finds it complete"
-    try: out.mkdir(parents=True, exist_ok=True); lock = FileLock(out.parent/f'.{out.name}.lock'); lock.acquire()
+    try:
+        out.mkdir(parents=True, exist_ok=True); lock = FileLock(out.parent/f'.{out.name}.lock')
+        try: lock.acquire(timeout=0)
+        except Timeout: print(f'hff: waiting for another process that builds in {out}', file=sys.stderr); lock.acquire()
     except OSError as e: raise HffError(f"Cannot write {out}: {e.strerror}; choose another folder") from e
     try: yield
     finally: lock.release()
@@ -193,6 +205,7 @@ def build(
     **changes, # of the preset's settings, see `miniff_settings`
 )->Path: # the folder
     "Make a MiniFF, finish one that was broken off, or find one that is complete"
+    if seed<0: raise HffError(f"seed {seed}: give a whole number of at least 0")
     wanted = dict(settings=miniff_settings(preset, **changes), seed=seed, faces=_faces_id(faces))
     out = Path(out) if out else data_dir()/f'miniff-{Path(preset).stem}-s{seed}-{_tag(wanted, _code())}'
     if _state(out, wanted)=='complete': return out
@@ -200,7 +213,7 @@ def build(
 
 def _build(out, wanted, preset, seed, faces, jobs):
     "The work itself, unless it is done"
-    if _state(out, wanted)=='complete': return out
+    if _made(out, wanted): return out
     write_json(wanted, out/'building.json')
     s = wanted['settings']
     with progress(total=_work(s), desc=f'MiniFF {Path(preset).stem}') as bar:
@@ -213,7 +226,7 @@ def _build(out, wanted, preset, seed, faces, jobs):
         pmap(_run, [('train', j) for j in train]+[('make', j) for j in easy], jobs, bar=bar)
         pmap(_run, [('make', j) for j in hard], jobs, bar=bar)
         _finish(out, wanted, _code(), people=people, skipped=skipped)
-    if skipped: print(f"{len(skipped)} of {len(skipped)+len(people)} files gave no usable face: {', '.join(list(skipped)[:5])}{' ...' if len(skipped)>5 else ''}")
+    if skipped: print(f"{len(skipped)} of {len(skipped)+len(people)} files gave no usable face: {_plain(', '.join(list(skipped)[:5]))}{' ...' if len(skipped)>5 else ''}")
     return out
 
 def _tag(wanted, code): return hashlib.sha256((repr(wanted)+code).encode()).hexdigest()[:6]   # other settings or newer code: another folder
@@ -225,7 +238,9 @@ def _work(s): return sum(s['people'])+len(_tasks(s))+4
 def _faces_id(faces):
     "'rendered', or a digest of the names and contents of the files"
     if faces=='rendered': return faces
-    return hashlib.sha256('\n'.join(f'{p.relative_to(faces).as_posix()} {sha256(p)}' for p in find_photos(faces)).encode()).hexdigest()[:12]
+    return hashlib.sha256('\n'.join(f'{p.relative_to(faces).as_posix()} {sha256(p)}' for p in find_photos(faces)).encode(errors='surrogateescape')).hexdigest()[:12]
+
+def _plain(text): return text.encode(errors='backslashreplace').decode()          # a file's name may be no UTF-8
 
 def _state(out, wanted):
     "'complete', 'begun' or 'new'; anything else in the folder is refused"
@@ -233,10 +248,15 @@ def _state(out, wanted):
         if read_json(out/'building.json')!=wanted: raise HffError(f"{out} holds an unfinished MiniFF with other settings: delete it or choose another folder")
         return 'begun'
     if (out/'miniff.json').is_file():
-        if read_json(out/'miniff.json')['asked']!=wanted: raise HffError(f"{out} holds a MiniFF with other settings: delete it or choose another folder")
+        if _about(out)['asked']!=wanted: raise HffError(f"{out} holds a MiniFF with other settings: delete it or choose another folder")
         return 'complete'
-    if out.exists() and (not out.is_dir() or any(out.iterdir())): raise HffError(f"{out} exists and is no MiniFF: choose another folder")
+    if out.exists() and (not out.is_dir() or any(not p.name.startswith('.building.') for p in out.iterdir())): raise HffError(f"{out} exists and is no MiniFF: choose another folder")
     return 'new'
+
+def _made(out, wanted):
+    "Is all made? What a process that was killed over clearing up has left is cleared up first"
+    if _state(out, wanted)=='begun' and (out/'miniff.json').is_file(): _clear(out)
+    return _state(out, wanted)=='complete'
 
 # %% ../../nbs/32_miniff.ipynb #9d5bb391
 _LATER = ('standins', 'vae')   # modules that MiniFF itself does not use
@@ -260,14 +280,27 @@ def _finish(out, wanted, code, **more):
     for p in list(out.rglob('.*.tmp*')): p.unlink()
     sums = {f:sha256(out/f) for f in _files(out)}
     write_json(dict(asked=wanted, versions=_versions(code), files=sums, **more), out/'miniff.json')
+    _clear(out)
+
+def _clear(out):
+    "Drop the working folder, and only then the sign that work goes on"
+    if (out/'.work').is_dir(): shutil.rmtree(out/'.work')
     (out/'building.json').unlink()
-    shutil.rmtree(out/'.work')
+
+def _about(root):
+    "What `miniff.json` says; the folder may come from elsewhere"
+    about = read_json(p := root/'miniff.json')
+    asked, files = (about.get(k) for k in ('asked', 'files')) if isinstance(about, dict) else (None, None)
+    if not isinstance(asked, dict) or not isinstance(files, dict) or not all(isinstance(h, str) for h in files.values()):
+        raise HffError(f"{p} does not say what was built: delete the folder and build again")
+    for f in files: posix_path(f, str(p))
+    return about
 
 def content_id(
     root:Path|str, # a complete MiniFF
 )->str: # 12 hexadecimal digits
     "Short digest of all checksums: what a recipe cites as its data"
-    files = read_json(Path(root)/'miniff.json')['files']
+    files = _about(Path(root))['files']
     return hashlib.sha256('\n'.join(f'{k} {v}' for k, v in sorted(files.items())).encode()).hexdigest()[:12]
 
 def verify(
@@ -276,7 +309,7 @@ def verify(
     "Compare every file with its checksum"
     root = Path(root)
     if not (root/'miniff.json').is_file(): raise HffError(f"{root} holds no complete MiniFF (no miniff.json): build it first")
-    sums = read_json(root/'miniff.json')['files']
+    sums = _about(root)['files']
     return sorted([f for f, h in sums.items() if not (root/f).is_file() or sha256(root/f)!=h]+[f for f in _files(root) if f not in sums])
 
 # %% ../../nbs/32_miniff.ipynb #c122a1ae

@@ -121,6 +121,14 @@ def _video_clip(path, n, size, rng):
     M = camera_path(np.mean(points, 0), 1, size, rng, sway=0)[0]
     return zip(*[(_bring(im, M, size), moved(p, M)) for im, p in zip(images, points)])
 
+def _one_face(path, smallest):
+    "A picture and the landmarks of its largest face"
+    image = read_picture(path)
+    p = find_landmarks(image)
+    if p is None: raise HffError('no face')
+    if np.ptp(p[:,0])<smallest: raise HffError(f'face only {np.ptp(p[:,0]):.0f} pixels wide')
+    return image, p
+
 def photo_clip(
     path:Path|str, # a picture or a video
     n:int=8, # frames
@@ -130,14 +138,9 @@ def photo_clip(
 )->Clip: # named like the file
     "A short clip of the largest face in a file; `HffError` says why there is none"
     path, is_video = Path(path), Path(path).suffix.lower() in VIDEOS
-    rng = np.random.default_rng([seed, zlib.crc32(path.name.encode())])
-    if is_video: frames, points = _video_clip(path, n, size, rng)
-    else:
-        image = read_picture(path)
-        p = find_landmarks(image)
-        if p is None: raise HffError('no face')
-        if np.ptp(p[:,0])<smallest: raise HffError(f'face only {np.ptp(p[:,0]):.0f} pixels wide')
-        frames, points = _picture_clip(image, p, n, size, rng)
+    rng = np.random.default_rng([seed, zlib.crc32(path.name.encode(errors='surrogateescape'))])
+    try: frames, points = _video_clip(path, n, size, rng) if is_video else _picture_clip(*_one_face(path, smallest), n, size, rng)
+    except cv2.error as e: raise HffError(f"OpenCV can't digest it ({' '.join(e.err.split())})") from e      # a line of one pixel, or more pixels on a side than it can count
     points = np.stack(points).astype(np.float32)
     hulls = [cv2.fillConvexPoly(np.zeros((size, size), np.uint8), cv2.convexHull(q).round().astype(np.int32), 255) for q in points]
     return Clip(path.stem, np.stack(frames), points, np.stack(hulls))

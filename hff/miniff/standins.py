@@ -18,7 +18,7 @@ import pandas as pd
 
 from ..faces import pmap
 from .blending import blend, colour_match, feathered, outline_mask, sharpen_like
-from .build import CRF, _code, _finish, _one_thread, _save_clip, _state, _tag, against_real, build, content_id, frame_numbers, load_clip, miniff_settings, one_builder
+from .build import CRF, _about, _check_kinds, _code, _finish, _made, _one_thread, _save_clip, _state, _tag, against_real, build, content_id, frame_numbers, load_clip, miniff_settings, one_builder
 from .forgeries import forge     # torch comes with these; imported here, it is there before worker processes fork
 from .generators import Nets, swap_faces, train_deepfakes, train_neural_textures
 from .heads import make_clip, make_person
@@ -27,6 +27,7 @@ from .vae import FaceVAE, train_vae, vae_faces
 from ..paths import HffError, atomic, data_dir, progress, read_json, write_json
 from ..readers import read_source, source_name
 from ..recipe import load_preset
+from ..sources import read_splits
 from ..video import read_video, write_mask_video, write_video
 
 # %% ../../nbs/32a_standins.ipynb #c78d739a
@@ -40,10 +41,12 @@ def standin_settings(
 )->dict: # complete settings
     "Settings of a stand-in"
     if name not in STANDINS: raise HffError(f"There is no stand-in for {name}: choose from {', '.join(STANDINS)}")
-    s = STANDIN_DEFAULTS | {k: miniff_settings(preset)[k] for k in ('frames', 'size')}
+    s = defaults = STANDIN_DEFAULTS | {k: miniff_settings(preset)[k] for k in ('frames', 'size')}
     given = (load_preset(preset).get('standins') or {}) | changes
     if bad := set(given)-set(s): raise HffError(f"No setting {' '.join(sorted(bad))} of a stand-in: there are {', '.join(s)}")
-    s |= given
+    s = s | given
+    _check_kinds(s, defaults, f'Stand-in for {name}')
+    if s['steps']<1: raise HffError(f"steps = {s['steps']}: give at least 1")
     if not 6<=s['people']<=98 or s['people']%2: raise HffError(f"people = {s['people']}: give an even number from 6 to 98")
     miniff_settings(preset, frames=s['frames'], size=s['size'])
     return s
@@ -393,11 +396,16 @@ def _borrow(ffpp, preset, seed, jobs):
     "Folder of the MiniFF, name and seed of its test people, its frames and size"
     root = Path(ffpp) if ffpp else build(preset=preset, seed=seed, jobs=jobs)
     if not (root/'miniff.json').is_file(): raise HffError(f"{root} holds no complete MiniFF: the stand-in for df1 borrows its targets from one; build it first")
-    asked = read_json(root/'miniff.json')['asked']
+    asked = _about(root)['asked']
     if asked.get('faces')!='rendered': raise HffError(f"{root} shows people of your own pictures: the stand-in for df1 needs a MiniFF of rendered people")
-    names = [v for pair in read_json(root/'splits/test.json') for v in pair]
+    s, start = asked.get('settings'), asked.get('seed')
+    if not isinstance(s, dict) or type(start) is not int or start<0: raise HffError(f"{root/'miniff.json'} does not say how its people were made: delete the folder and build again")
+    shape = {k: s.get(k) for k in ('frames', 'size')}
+    try: miniff_settings(preset, **shape)
+    except HffError as e: raise HffError(f"{root/'miniff.json'}: {e}") from e
+    names = [v for pair in read_splits(root)['test'] for v in pair]
     if len(names)<4: raise HffError(f"{root} has {len(names)} test people: the stand-in for df1 needs at least 4, as its lists have three parts")
-    return root, [(v, asked['seed']*1000+int(v)) for v in names], {k: asked['settings'][k] for k in ('frames', 'size')}
+    return root, [(v, start*1000+int(v)) for v in names], shape
 
 def _same_people(out, ffpp, plan):
     "Are the targets those of the MiniFF?"
@@ -416,6 +424,7 @@ def build_standin(
 )->Path: # the folder
     "Make a stand-in, finish one that was broken off, or find one that is complete"
     name = source_name(name)
+    if seed<0: raise HffError(f"seed {seed}: give a whole number of at least 0")
     s, borrowed = standin_settings(name, preset, **changes), ()
     if name=='df1':
         ffpp, borrowed, shape = _borrow(ffpp, preset, seed, jobs)
@@ -427,7 +436,7 @@ def build_standin(
 
 def _build(out, wanted, code, s, borrowed, ffpp, jobs):
     "The work itself, unless it is done"
-    if _state(out, wanted)=='complete': return out
+    if _made(out, wanted): return out
     name, seed = wanted['set'], wanted['seed']
     write_json(wanted, out/'building.json')
     head_asset()                                                       # read once, before worker processes fork
@@ -457,7 +466,7 @@ def standin_leaks(
     "Area under the curve of detectors that learn nothing"
     bases = {'': Path(root)} | ({'ffpp': Path(ffpp)} if ffpp else {})
     m = read_source(name, root, **(dict(ffpp=ffpp) if ffpp else {}))
-    target = read_json(Path(root)/'miniff.json')['targets']
+    target = _about(Path(root))['targets']
     points = lambda r: bases['ffpp' if ffpp else '']/f'landmarks/{target.get(r.path, r.video)}.npz'
     rows = [frame_numbers(bases[r.base]/r.path, points(r)).assign(method=r.method, split=r.split) for r in m[m.split=='test'].itertuples()]
     return against_real(pd.concat(rows))
