@@ -1220,6 +1220,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'hff.reproduce.write_page': ('reproduce.html#write_page', 'hff/reproduce.py')},
             'hff.results': { 'hff.results.Results': ('results.html#results', 'hff/results.py'),
                              'hff.results._agree': ('results.html#_agree', 'hff/results.py'),
+                             'hff.results._both': ('results.html#_both', 'hff/results.py'),
                              'hff.results._check_whole': ('results.html#_check_whole', 'hff/results.py'),
                              'hff.results._data_ids': ('results.html#_data_ids', 'hff/results.py'),
                              'hff.results._full': ('results.html#_full', 'hff/results.py'),

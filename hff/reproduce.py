@@ -548,7 +548,10 @@ def do_step(
         done = run_notebooks(books, preset, tuple(read_plan(preset)['seeds']), out, jobs, data_root, cross)
         for r in done.to_dict('records'): write_json(r, note(r['notebook']))
         if not done.ok.all(): raise HffError(f"failed: {', '.join(done.notebook[~done.ok])}; the traceback is in the executed copy under {runs_root(preset)/'notebooks'}")
-    if step=='page': write_page(out, pd.DataFrame([read_json(note(b.stem)) for b in books if note(b.stem).is_file()]), books, preset)
+    if step=='page':
+        done = [read_json(note(b.stem)) for b in books if note(b.stem).is_file()]
+        if not done: raise HffError(f"No notebook of this plan has run into {out}: first hff reproduce --step notebook --only NAME")
+        write_page(out, pd.DataFrame(done), books, preset)
 
 # %% ../nbs/61_reproduce.ipynb #01890a52
 def differing(

@@ -169,6 +169,8 @@ def belong_together(
     same = old.facts.get('preset')==new.facts.get('preset') and all(a[k]==b[k] for k in a.keys() & b.keys())
     return bool(same and a.keys() & b.keys() and _agree(old.scores, new.scores))
 
+def _both(a, b): return a if a==b or str(b) in str(a).split('; ') else f'{a}; {b}'
+
 def join_results(
     old:Results, # packed earlier
     new:Results, # belongs to it, see `belong_together`
@@ -185,7 +187,7 @@ def join_results(
     union = lambda a, b, k: list({k(x): x for x in [*a, *b]}.values())
     facts = g | dict(seeds=sorted({*f['seeds'], *g['seeds']}), tables=union(f['tables'], g['tables'], str), data=union(f['data'], g['data'], lambda d: tuple(d[k] for k in ('crops', 'dataset', 'method', 'quality', 'split'))),
         samples=union(f.get('samples', []), g.get('samples', []), lambda s: s['file']), seeds_of={t: sorted({*seeds_of(f).get(t, []), *seeds_of(g).get(t, [])}) for t in {**seeds_of(f), **seeds_of(g)}},
-        machine={k: v if f['machine'].get(k, v)==v else f"{f['machine'][k]}; {v}" for k, v in g['machine'].items()})
+        machine={k: _both(f['machine'].get(k, v), v) for k, v in g['machine'].items()})
     scores = _full(_lean(pd.concat([old.scores[~fresh], new.scores], ignore_index=True)))
     return Results(runs, scores, _full(_lean(rest(old.val, new.val))), rest(old.logs, new.logs), facts)
 

@@ -253,6 +253,7 @@ def test_a_plan_is_that_of_its_preset_and_names_known_data_sets(tmp_path, monkey
     (['reproduce', '--preset', 'smoke', '--cross', 'kaggle=/data'], 'kaggle'),
     (['reproduce', '--preset', 'smoke', '--step', 'fly', '--out', '{tmp}/x'], 'fly'),
     (['reproduce', '--preset', 'smoke', '--step', 'run', '--run', 'x', '--out', '{tmp}/x'], 'step `plan` first'),
+    (['reproduce', '--preset', 'smoke', '--step', 'page', '--out', '{tmp}/x'], 'No notebook of this plan has run'),
     (['train', '--fakes', 'painted'], 'painted'),
     (['reproduce', '--preset', 'smoke', '--data-root', '/no/such/tree'], '/no/such/tree'),
     (['reproduce', '--preset', 'smoke', '--out', '/proc/nowhere'], '/proc/nowhere'),
