@@ -188,6 +188,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                          'hff.cli._engine': ('cli.html#_engine', 'hff/cli.py'),
                          'hff.cli._failed': ('cli.html#_failed', 'hff/cli.py'),
                          'hff.cli._folders': ('cli.html#_folders', 'hff/cli.py'),
+                         'hff.cli._forks': ('cli.html#_forks', 'hff/cli.py'),
                          'hff.cli._names': ('cli.html#_names', 'hff/cli.py'),
                          'hff.cli._note': ('cli.html#_note', 'hff/cli.py'),
                          'hff.cli._oddities': ('cli.html#_oddities', 'hff/cli.py'),

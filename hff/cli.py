@@ -574,13 +574,21 @@ def _show_warning(message, category, filename, lineno, file=None, line=None):
     "Our own warnings as one line; those of other packages are for developers"
     if category is UserWarning and Path(filename).parent.name in ('hff', 'miniff'): _note(message)
 
+def _forks(frame):
+    "Is this in the midst of starting a process by a fork?"
+    while frame and frame.f_code.co_name!='_bootstrap' and not frame.f_code.co_filename.endswith('popen_fork.py'): frame = frame.f_back
+    return frame is not None and frame.f_code.co_name!='_bootstrap'                   # below that runs the new process
+
 @contextmanager
 def _stoppable():
     "A polite end from outside (SIGTERM: `kill`, SLURM, a shutdown) is an interruption like Ctrl-C; gives a list of what was asked for"
     asked = []
     if threading.current_thread() is not threading.main_thread(): yield asked; return
-    def stop(s, _): asked.append(s); raise KeyboardInterrupt
-    was = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
+    def stop(s, frame):
+        asked.append(s)
+        if not _forks(frame): raise KeyboardInterrupt
+        signal.setitimer(signal.ITIMER_REAL, .05)                                     # Python drops what is raised while it forks, and keeps the locks that it took for that: once more in a moment
+    was = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT, *([signal.SIGALRM] if hasattr(os, 'fork') else []))}
     try: yield asked
     finally:
         for s, f in was.items(): signal.signal(s, f)

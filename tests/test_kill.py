@@ -3,6 +3,8 @@ import io
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -199,3 +201,19 @@ def test_the_harness_notices(tmp_path):
     want, seconds = undisturbed(j, tmp_path/'whole')
     assert not trial('kill', j, tmp_path/'cut', want, seconds, np.random.default_rng(0))['equal']
     assert digest(j, ready(j, tmp_path/'nothing'))=='' and want
+
+
+FORKS = """
+import os, signal, time
+from multiprocessing import get_context
+from hff.cli import _stoppable
+os.register_at_fork(after_in_parent=lambda: signal.raise_signal(signal.SIGINT))
+with _stoppable() as asked:
+    try: p = get_context('fork').Process(target=time.sleep, args=(0,)); p.start(); p.join(); time.sleep(5); print('lost', asked)
+    except KeyboardInterrupt: print('interrupted', len(asked))
+"""
+
+
+def test_interruption_in_the_midst_of_a_fork_is_not_lost():
+    r = subprocess.run([sys.executable, '-c', FORKS], capture_output=True, text=True, timeout=60)
+    assert r.stdout.strip()=='interrupted 2' and 'Exception ignored' not in r.stderr, r.stdout+r.stderr
