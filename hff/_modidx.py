@@ -1317,7 +1317,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'hff.sharing._name': ('sharing.html#_name', 'hff/sharing.py'),
                              'hff.sharing._recipe_text': ('sharing.html#_recipe_text', 'hff/sharing.py'),
                              'hff.sharing._results_text': ('sharing.html#_results_text', 'hff/sharing.py'),
-                             'hff.sharing._settings': ('sharing.html#_settings', 'hff/sharing.py'),
                              'hff.sharing._table': ('sharing.html#_table', 'hff/sharing.py'),
                              'hff.sharing.about': ('sharing.html#about', 'hff/sharing.py'),
                              'hff.sharing.check_folder': ('sharing.html#check_folder', 'hff/sharing.py'),

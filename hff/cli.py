@@ -495,10 +495,9 @@ def scores_export(
     from hff.exchange import export_videos
     from hff.paths import read_json, sha256
     p = Path(path)
-    about = read_json(p/'recipe.json') if (p/'recipe.json').is_file() else {}
-    done = read_json(p/'done.json') if (p/'done.json').is_file() else {}
-    if not isinstance(about, dict) or not isinstance(done, dict) or not isinstance(about.get('crop') or {}, dict):
-        raise HffError(f"{p}: recipe.json or done.json holds no settings by name: fetch the run again")
+    about = read_json(p/'recipe.json', settings=True) if (p/'recipe.json').is_file() else {}
+    done = read_json(p/'done.json', settings=True) if (p/'done.json').is_file() else {}
+    if not isinstance(about.get('crop') or {}, dict): raise HffError(f"{p/'recipe.json'}: `crop` holds no settings by name: fetch the run again")
     facts = dict(checkpoint=sha256(p/'model.safetensors'), seed=about.get('seed'), recipe=p.name, frames=about.get('frames'),
                  face_policy=(about.get('crop') or {}).get('policy', 'auto'),
                  device=done.get('device'), precision=done.get('precision')) if about else {}

@@ -95,11 +95,14 @@ def write_json(
 
 def read_json(
     path:Path|str, # a JSON file
+    settings:bool=False, # it must hold settings by name
 ): # its content
     "Content of the JSON file `path`, or an `HffError` that names it"
-    try: return json.loads(Path(path).read_text(encoding='utf-8'))
+    try: d = json.loads(Path(path).read_text(encoding='utf-8'))
     except OSError as e: raise HffError(f"Cannot read {path}: {e.strerror}") from e
     except (ValueError, RecursionError) as e: raise HffError(f"{path} is not valid JSON ({e}): delete it or fetch it again") from e
+    if settings and not isinstance(d, dict): raise HffError(f"{path} holds no settings by name: delete it or fetch it again")
+    return d
 
 # %% ../nbs/00_paths.ipynb #995f0da9
 @contextmanager

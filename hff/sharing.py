@@ -98,11 +98,6 @@ CITATION = """```bibtex
 ```"""
 
 # %% ../nbs/47_sharing.ipynb #8bfba855
-def _settings(path):
-    "A JSON file of settings by name"
-    if not isinstance(d := read_json(path), dict): raise HffError(f"{path} holds no settings: fetch it again, or save the network again")
-    return d
-
 def write_card(
     model:nn.Module, # from `load_checkpoint`
     name:str, # of the network, such as that of its run
@@ -112,7 +107,7 @@ def write_card(
     on, recipe, name = model.report.trained_on, public_recipe(model.report.recipe), name.encode(errors='replace').decode()
     r, told, note = recipe or {}, _recipe_text(recipe), _clean(training_note(on))   # the recipe is checked here
     results, lines = run_results(run) if run else (pd.DataFrame(), [])
-    made = _settings(run/'done.json').get('versions') if run and (run/'done.json').is_file() else {}
+    made = read_json(run/'done.json', settings=True).get('versions') if run and (run/'done.json').is_file() else {}
     data = [('trained on', on or 'not recorded'), ('manipulations', ', '.join(r.get('train_methods', ())) or 'none named'), ('fakes', r.get('fakes', 'data')), ('quality', r.get('quality') or 'any'),
             ('content id of the faces', r.get('data') or 'not recorded'), ('faces cut out by', ', '.join(f'{k} {v}' for k, v in (model.report.cropping or {}).items()) or 'not recorded')]
     return _head(name, on, results) + f"""
@@ -171,7 +166,7 @@ def check_folder(
         raise HffError(f"{folder} has no model.safetensors" + (f"; {odd[0]} may run code when it is read and is not opened: ask for safetensors" if odd else ": give the folder that save_pretrained wrote"))
     if not is_safetensors(weights): raise HffError(f"{weights} is no safetensors file, whatever its name says; it was not opened: ask for safetensors")
     if not (folder/'config.json').is_file(): raise HffError(f"{folder} has no config.json: save the network again with save_pretrained")
-    _settings(folder/'config.json')
+    read_json(folder/'config.json', settings=True)
     return folder
 
 def _check_place(folder, name):
@@ -186,7 +181,7 @@ def _check_place(folder, name):
 def _check_story(folder, model):
     "Do the texts beside the weights say what their header says?"
     beside, header = read_json(folder/'config.json'), about(model) | dict(recipe=public_recipe(model.report.recipe))
-    beside['recipe'] = public_recipe(_settings(folder/'recipe.json')) if (folder/'recipe.json').is_file() else None
+    beside['recipe'] = public_recipe(read_json(folder/'recipe.json', settings=True)) if (folder/'recipe.json').is_file() else None
     for k, v in header.items():
         if beside.get(k)!=v: raise HffError(f"{folder}: {'recipe.json' if k=='recipe' else 'config.json'} and the weights disagree on {_difference(k, beside.get(k), v)}: one of them was changed, fetch the folder again")
 
