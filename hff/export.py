@@ -236,17 +236,17 @@ def eight_bits(
     proto, # ONNX model of a folded network
     about:dict, # its note
     crops:torch.Tensor, # (N, 3, S, S) uint8, which set the ranges
-)->tuple: # the model in eight bits, image filters apart, and its note
-    "Round weights and inputs of convolutions, and what is added up between them, to eight bits, by ONNX Runtime"
+)->tuple: # the model in eight bits, noise and early layers apart, and its note
+    "Round weights and inputs of convolutions to eight bits, by ONNX Runtime"
     q, onnx = need('onnxruntime.quantization'), need('onnx')
     check_images(crops, about['config']['image_size'])
-    noise = [n.name for n in proto.graph.node if n.op_type=='Conv' and n.name.startswith('noise.')]
+    apart = [n.name for n in proto.graph.node if n.op_type=='Conv' and n.name.startswith(('noise.', 'early.'))]
     given = type(proto)(); given.CopyFrom(proto)
     before = logging.root.manager.disable; logging.disable(logging.WARNING)                                                   # it recommends a step that the exporter has done
     try:
         with tempfile.TemporaryDirectory() as d:
-            q.quantize_static(given, Path(d)/'n.onnx', _Crops(crops), per_channel=True, op_types_to_quantize=['Conv', 'Add', 'MaxPool'], nodes_to_exclude=noise,
-                              activation_type=q.QuantType.QInt8, weight_type=q.QuantType.QInt8, extra_options=dict(ActivationSymmetric=True))
+            q.quantize_static(given, Path(d)/'n.onnx', _Crops(crops), per_channel=True, op_types_to_quantize=['Conv'], nodes_to_exclude=apart,
+                              activation_type=q.QuantType.QInt8, weight_type=q.QuantType.QInt8, extra_options=dict(ActivationSymmetric=True, CalibMovingAverage=True))
             out = onnx.load_model(Path(d)/'n.onnx')
     finally: logging.disable(before)
     del out.metadata_props[:], out.graph.value_info[:]

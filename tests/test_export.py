@@ -267,16 +267,20 @@ def test_eight_bits(to, crops, tmp_path):
     assert t.frame_auc.tolist() == [1, 1] and t.logit_change.iloc[1] > 1e-5
 
 
-def test_eight_bits_of_two_streams_spare_the_noise_filters(tmp_path, crops):
-    faces, _ = crops
-    m = create_model(backbone='tf_efficientnet_lite0', pretrained=False, image_size=64).eval()
+def test_eight_bits_of_two_streams_spare_what_comes_before_the_first_exchange(tmp_path):
+    torch.manual_seed(0)
+    m = create_model(backbone='tf_efficientnet_lite0', image_size=64).eval()
     proto, about, _ = export.folded_graph(m)
-    out, about = export.eight_bits(proto, about, torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
+    out, about = export.eight_bits(proto, about, ((probe_images(64, 8)+1)*127.5).byte())
     made = {o: n.op_type for n in out.graph.node for o in n.output}
     convs = [n for n in out.graph.node if n.op_type == 'Conv']
-    noise = [n for n in convs if n.name.startswith('noise.')]
-    assert noise and all(made.get(i) != 'DequantizeLinear' for n in noise for i in n.input)
-    assert all([made.get(i) for i in n.input[:2]] == ['DequantizeLinear']*2 for n in convs if n not in noise) and about['int8'] is True
+    apart = [n for n in convs if n.name.startswith(('noise.', 'early.'))]
+    assert 10 < len(apart) < len(convs)/2 and all(made.get(i) != 'DequantizeLinear' for n in apart for i in n.input)
+    assert all([made.get(i) for i in n.input[:2]] == ['DequantizeLinear']*2 for n in convs if n not in apart) and about['int8'] is True
+    path = export.write_graph(out, about, tmp_path/'net.xml', 'openvino', lambda got: None)
+    x = probe_images(64, 3, 9)
+    with torch.no_grad(): d = {p: differences(m(x), open_engine(path, 'openvino', p)(x)) for p in ('f32', 'mixed', 'bf16')}
+    assert all(1e-5 < v['logits'] < .15 for v in d.values()) and max(d['f32']['attention_map'], d['mixed']['attention_map']) < 1e-5 < 1e-4 < d['bf16']['attention_map'], d
 
 
 def test_eight_bits_that_change_the_detector_are_refused(crops, tmp_path, monkeypatch, capsys):
