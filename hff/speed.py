@@ -12,6 +12,7 @@ import json, os, subprocess, sys, tempfile, time, warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -74,7 +75,7 @@ def _engines(model, folder, sizes, exports, quick):
     from hff.transcription import transcribe
     folded = fold(model)                                                             # in channels last
     out = {'transcription': (transcribe(model), 1e-5, 0.), 'hff': (_logits(model), 1e-5, 0.), 'hff folded': (_logits(folded, torch.channels_last), 1e-4, 0.)}
-    ways = {'hff folded, torch.compile': lambda: _compiled(folded, sizes, model.image_size), 'hff folded, bfloat16': lambda: _opened(model, folder, 'torch', 'bf16'),
+    ways = {'hff folded, torch.compile': lambda: _compiled(folded, sizes, model.image_size, folder), 'hff folded, bfloat16': lambda: _opened(model, folder, 'torch', 'bf16'),
             'OpenVINO f32': lambda: _opened(model, folder, 'openvino', 'f32'), 'OpenVINO mixed': lambda: _opened(model, folder, 'openvino', 'mixed'), 'OpenVINO bf16': lambda: _opened(model, folder, 'openvino', 'bf16'),
             'OpenVINO int8': lambda: _eight(model, folder, 'f32'), 'OpenVINO int8, bf16': lambda: _eight(model, folder, 'bf16'),
             'ONNX Runtime f32': lambda: _opened(model, folder, 'onnx', 'f32')}
@@ -88,10 +89,10 @@ def _engines(model, folder, sizes, exports, quick):
 
 def _logits(model, form=torch.contiguous_format): return lambda x: model(x.contiguous(memory_format=form)).logits
 
-def _compiled(folded, sizes, side):
-    "Compiled for each size of a batch"
+def _compiled(folded, sizes, side, folder):
+    "Compiled for each size of a batch, without what an earlier run has left in PyTorch's cache"
     fast = torch.compile(folded, dynamic=False, options=dict(freezing=True))         # the weights are laid out once
-    with warnings.catch_warnings(action='ignore'), torch.no_grad():
+    with warnings.catch_warnings(action='ignore'), torch.no_grad(), patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=str(Path(folder)/'cache')):
         for b in sizes: fast(_images(b, side).contiguous(memory_format=torch.channels_last))
     return _logits(fast, torch.channels_last)
 

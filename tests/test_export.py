@@ -280,7 +280,7 @@ def test_eight_bits_of_two_streams_spare_what_comes_before_the_first_exchange(tm
     path = export.write_graph(out, about, tmp_path/'net.xml', 'openvino', lambda got: None)
     x = probe_images(64, 3, 9)
     with torch.no_grad(): d = {p: differences(m(x), open_engine(path, 'openvino', p)(x)) for p in ('f32', 'mixed', 'bf16')}
-    assert all(1e-5 < v['logits'] < .15 for v in d.values()) and max(d['f32']['attention_map'], d['mixed']['attention_map']) < 1e-5 < 1e-4 < d['bf16']['attention_map'], d
+    assert all(1e-5 < v['logits'] < .3 for v in d.values()) and max(d['f32']['attention_map'], d['mixed']['attention_map']) < 1e-5 < 1e-4 < d['bf16']['attention_map'], d
 
 
 def test_eight_bits_that_change_the_detector_are_refused(crops, tmp_path, monkeypatch, capsys):
