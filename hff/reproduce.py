@@ -236,7 +236,7 @@ def run_notebook(
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     error = ''
     try: pm.execute_notebook(str(book), str(out), params, kernel_name='python3', progress_bar=False, start_timeout=600,   # as many kernels as cores start at once
-                             cwd=str(Path(book).parent), extra_arguments=['--IPKernelApp.log_level=50'])   # no warning about a local port
+                             extra_arguments=['--IPKernelApp.log_level=50'])   # no warning about a local port
     except PapermillExecutionError as e: error = f'{e.ename}: {e.evalue}'.split('\n')[0]
     except (RuntimeError, OSError, KeyError) as e: error = f'{type(e).__name__}: {e}'.split('\n')[0]   # the kernel did not start, was ended from outside, or is not known; the copy can't be written
     return dict(notebook=Path(book).stem, ok=not error, seconds=round(time.perf_counter()-start), error=error)

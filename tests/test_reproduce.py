@@ -3,6 +3,7 @@ import json, os, re, subprocess, sys
 from dataclasses import asdict
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -145,7 +146,7 @@ def test_a_failed_run_is_reported_and_the_rest_is_made(twice, tmp_path):
 
 def toy_book(path, code):
     "A notebook with the parameters of a paper notebook and one line of code"
-    import nbformat
+    path.parent.mkdir(exist_ok=True)
     cells = [nbformat.v4.new_code_cell('preset = ""\nseeds = []\nout_dir = ""\nscores = ""', metadata=dict(tags=['parameters'])), nbformat.v4.new_code_cell(code)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python'))), path)
     return path
@@ -159,6 +160,18 @@ def test_a_failed_notebook_does_not_stop_the_rest(tmp_path, monkeypatch):
     done = run_notebooks(books, 'smoke', (0,), tmp_path/'out', 2)
     assert done.ok.tolist()==[False, True] and done.error[0]=='ValueError: no such film'
     assert 'no such film' in (tmp_path/'runs/smoke/notebooks/bad.ipynb').read_text()
+
+
+def test_kernels_work_in_the_folder_of_the_command(tmp_path, monkeypatch):
+    "So a relative path means the same in both; and nobody changes the folder of this process, which all notebooks at work share"
+    from hff.reproduce import run_notebooks
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HFF_RUNS', 'runs')
+    books = [toy_book(tmp_path/n/f'{n}.ipynb', 'import os; print(os.getcwd())') for n in 'ab']
+    monkeypatch.setattr(os, 'chdir', lambda d: Path(d)==tmp_path or pytest.fail(f'changed to {d}'))       # papermill changes to where it is
+    done = run_notebooks(books, 'smoke', (0,), tmp_path/'out', 2)
+    assert done.ok.all(), done
+    for n in 'ab': assert nbformat.read(tmp_path/f'runs/smoke/notebooks/{n}.ipynb', 4).cells[-1].outputs[0].text==f'{tmp_path}\n'
 
 
 def test_a_kernel_that_does_not_start_does_not_stop_the_rest(tmp_path, monkeypatch):
