@@ -466,6 +466,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'hff.extract._lonely': ('extraction.html#_lonely', 'hff/extract.py'),
                              'hff.extract._part': ('extraction.html#_part', 'hff/extract.py'),
                              'hff.extract._refuse_folder': ('extraction.html#_refuse_folder', 'hff/extract.py'),
+                             'hff.extract._refuse_others': ('extraction.html#_refuse_others', 'hff/extract.py'),
                              'hff.extract._rows_of': ('extraction.html#_rows_of', 'hff/extract.py'),
                              'hff.extract._share': ('extraction.html#_share', 'hff/extract.py'),
                              'hff.extract._size': ('extraction.html#_size', 'hff/extract.py'),

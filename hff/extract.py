@@ -295,10 +295,9 @@ def extract_faces(
     key = faces_id(manifest, roots, **asdict(c))
     out = Path(out) if out else data_dir()/'faces'/key
     _refuse_folder(out, roots)
-    if (out/'faces.json').is_file() and (old := read_settings(out)['id'])!=key:
-        raise HffError(f"{out} holds the faces of other data or settings ({old}, not {key}): choose another folder or delete it")
+    _refuse_others(out, key)
     if (out/'faces.parquet').is_file(): _clear(out); return out                       # a process may have been killed before it had cleared up
-    with _at_work(out, shard): return _extract(manifest, roots, out, c, key, jobs, compress, shard, absent)
+    with _at_work(out, shard, dict(id=key, **asdict(c))): return _extract(manifest, roots, out, c, jobs, compress, shard, absent)
 
 def _refuse_folder(out, roots):
     "Crops go into a folder of their own, never among the user's files"
@@ -307,10 +306,15 @@ def _refuse_folder(out, roots):
     if out.is_dir() and not (out/'faces.json').is_file() and not all(any(map(p.match, ('.lock', '.shard-*', '.*.tmp*'))) for p in out.iterdir()):
         raise HffError(f"{out} holds other files: give an empty or a new folder for the crops")
 
+def _refuse_others(out, key):
+    "A folder holds the faces of one manifest, cut out in one way"
+    if (out/'faces.json').is_file() and (old := read_settings(out)['id'])!=key:
+        raise HffError(f"{out} holds the faces of other data or settings ({old}, not {key}): choose another folder or delete it")
+
 def _share(out, k, n): return locked(out/f'.shard-{k}-{n}', held=f'shard {k}/{n} of {out} is still at work')
 
 @contextmanager
-def _at_work(out, shard):
+def _at_work(out, shard, settings):
     "Hold the folder; or one share of it, beside others that cut it into as many: all else would meet over a clip"
     with ExitStack() as whole, ExitStack() as part:
         whole.enter_context(locked(out, wait=60 if shard else 0))                     # other shares hold it only while they begin
@@ -318,15 +322,16 @@ def _at_work(out, shard):
             k, n = p.name.split('-')[1:]
             if not shard or n!=str(shard[1]):
                 with _share(out, k, n): pass
+        _refuse_others(out, settings['id'])                                           # of one that began in the same moment
+        write_json(settings, out/'faces.json')
         if shard: part.enter_context(_share(out, *shard)); whole.close()
         yield
 
-def _extract(manifest, roots, out, c, key, jobs, compress, shard, absent):
+def _extract(manifest, roots, out, c, jobs, compress, shard, absent):
     "The work itself"
     if (out/'faces.parquet').is_file(): return out
     if shard is None:
         for p in out.glob('.*.tmp*'): p.unlink(missing_ok=True)                   # of a process that was killed
-    write_json(dict(id=key, **asdict(c)), out/'faces.json')
     bar = progress(total=len(manifest) if not shard else None, desc='faces')
     for rows in _slices(manifest):
         mine = [r for r in rows if shard is None or in_shard(r, shard)]

@@ -17,7 +17,7 @@ import hff.extract
 from hff.clips import list_frames, read_picture, sample
 from hff.extract import Cropping, clip_faces, extract_faces, face_counts, in_shard, read_faces, roots_of
 from hff.faces import DETECTORS, eyes, find_landmarks, plugin
-from hff.paths import HffError, read_json, sha256
+from hff.paths import HffError, read_json, sha256, write_json
 from hff.video import frame_indices, write_mask_video, write_video
 
 PORTRAITS = Path(__file__).parent/'data/portraits'
@@ -106,6 +106,18 @@ def test_a_share_does_not_begin_while_the_table_is_made(clips, tmp_path, monkeyp
     monkeypatch.setattr(hff.extract, '_assemble', assemble)
     out = extract_faces(m, clips, tmp_path/'faces', frames=1, size=64, jobs=1)
     assert late and extract_faces(m, clips, out, frames=1, size=64, jobs=1, shard=(1, 2))==out and not list(out.glob('.shard*'))
+
+
+@pytest.mark.parametrize('shard', [None, (1, 2)])
+def test_two_that_begin_at_once_do_not_mix(shard, clips, tmp_path, monkeypatch):
+    "The other, with another size, says so after our first look and before we hold the folder"
+    m, held, out = manifest(['0.mp4']), hff.extract.locked, tmp_path/'faces'
+    def late(*a, **kw):
+        write_json(dict(id='another', size=32), out/'faces.json')
+        return held(*a, **kw)
+    monkeypatch.setattr(hff.extract, 'locked', late)
+    with pytest.raises(HffError, match=f'{out} holds the faces of other data or settings .another,'): extract_faces(m, clips, out, frames=1, size=64, jobs=1, shard=shard)
+    assert read_json(out/'faces.json')==dict(id='another', size=32) and not (out/'parts').exists()
 
 
 def test_a_kill_before_anything_was_written_leaves_a_folder_that_can_be_used(clips, tmp_path):
