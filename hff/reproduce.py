@@ -368,6 +368,8 @@ def run_notebooks(
     "Run paper notebooks on the packed scores of `out_dir`, with all seeds that lie there; those that need networks with these seeds"
     _need_notebooks()
     from jupyter_core.utils import ensure_event_loop
+    from papermill.iorw import papermill_io
+    papermill_io.get_handler('local').cwd(None)                                       # threads of an earlier call may have left theirs, and papermill goes there to read and write
     os.environ |= dict(TQDM_DISABLE='1', OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS', '1'))     # for the kernels: no bars in stored outputs, a core each
     params = dict(preset=str(preset), out_dir=str(out_dir), scores=str(Path(out_dir)/'scores'))
     with ThreadPoolExecutor(jobs) as pool, progress(total=len(books), desc='notebooks') as bar:

@@ -165,7 +165,9 @@ def test_a_failed_notebook_does_not_stop_the_rest(tmp_path, monkeypatch):
 def test_kernels_work_in_the_folder_of_the_command(tmp_path, monkeypatch):
     "So a relative path means the same in both; and nobody changes the folder of this process, which all notebooks at work share"
     from hff.reproduce import run_notebooks
+    from papermill.iorw import papermill_io
     monkeypatch.chdir(tmp_path)
+    papermill_io.get_handler('local').cwd('/')                # left by an earlier call
     monkeypatch.setenv('HFF_RUNS', 'runs')
     books = [toy_book(tmp_path/n/f'{n}.ipynb', 'import os; print(os.getcwd())') for n in 'ab']
     monkeypatch.setattr(os, 'chdir', lambda d: Path(d)==tmp_path or pytest.fail(f'changed to {d}'))       # papermill changes to where it is
