@@ -84,7 +84,7 @@ def miniff_build(
     jobs:Jobs=0,
 ):
     "Build MiniFF: rendered (or your own) people, four manipulations, H.264, FaceForensics++'s layout; or a small test set of another make."
-    given = dict(out=out or None, preset=preset, seed=seed, jobs=jobs or cores())
+    given = dict(out=Path(out).absolute() if out else None, preset=preset, seed=seed, jobs=jobs or cores())
     if ffpp and which!='df1': raise HffError("--ffpp-root goes with --set df1")
     if which=='ffpp':
         from hff.miniff.build import build
@@ -422,11 +422,12 @@ def predict(
     precision:Annotated[str, typer.Option(help="with --engine torch or openvino: f32, bf16, or mixed (bf16 after early layers in f32)")]='f32',
 ):
     "p(fake) of faces in pictures and videos: a table, a JSON file, overlays, a time line."
-    from hff.inference import list_files, predict, summary, write_json_report
+    from hff.inference import list_files, predict, refuse_within, summary, write_json_report
     from hff.paths import atomic
     if heat not in ('gradcam', 'attention', 'none'): raise HffError(f"--heat {heat!r}: choose from gradcam, attention, none")
     _suffix(json, '.json', source); _suffix(csv, '.csv', source)
     list_files(source)                                             # a wrong name fails before the network is read,
+    if overlay: refuse_within(overlay, source)
     for f in (json, csv, overlay and f'{overlay}/.'):              # a place where nothing can be written before anything is scored
         if f: Path(f).parent.mkdir(parents=True, exist_ok=True)
     model, drawn = _engine(checkpoint or None, device or None, engine, precision, bool(overlay), heat)
@@ -469,7 +470,7 @@ def export(
     from hff.export import PARTS, SUFFIXES, export_model
     from hff.inference import OWN_CHECKPOINT
     if to not in SUFFIXES: raise HffError(f"--to {to!r}: choose onnx or openvino")
-    path = export_model(checkpoint or None, out or Path(checkpoint or OWN_CHECKPOINT).stem+SUFFIXES[to], to, int8 or None)
+    path = export_model(checkpoint or None, out or Path(checkpoint or OWN_CHECKPOINT).absolute().stem+SUFFIXES[to], to, int8 or None)
     typer.echo(f"{path}: {sum(path.with_suffix(s).stat().st_size for s in PARTS[to])/1e6:.1f} MB, the same {'AUC to .005' if int8 else 'outputs'} as the network")
 
 # %% ../nbs/62_cli.ipynb #f8246532
@@ -605,10 +606,10 @@ def main(
     args:list|None=None, # words after `hff` (default: those of the shell)
 )->int: # exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C, SIGTERM)
     "Run the command line; a mistake is one line on standard error"
-    warnings.showwarning = _show_warning
     words = sys.argv[1:] if args is None else args
     if '' in words: _note(f"argument {words.index('')+1} is empty: a name or a path is missing"); return 2
-    with _stoppable() as asked:
+    with warnings.catch_warnings(), _stoppable() as asked:
+        warnings.showwarning = _show_warning
         try: code = app(args=args, prog_name='hff', standalone_mode=False) or 0
         except BaseException as e:
             if not (asked or isinstance(e, (KeyboardInterrupt, typer.Abort))): return _failed(e)

@@ -14,6 +14,7 @@ from matplotlib.patches import FancyBboxPatch
 from torch import Tensor
 
 from .backbones import PARTS
+from .explain import evaluating
 from .paths import HffError
 from .report import BLUE, GREY, ORANGE, RED
 
@@ -24,14 +25,13 @@ def live(
     names, # dotted names of modules
 )->dict: # name -> (tuple of inputs, output), on the CPU
     "What goes into some modules and what comes out, in one pass"
-    known, out, hooks, was = dict(model.named_modules()), {}, [], model.training
+    known, out, hooks = dict(model.named_modules()), {}, []
     if bad := [n for n in names if n not in known]: raise HffError(f"{model.config['name']} has no module {bad[0]!r}; it has {', '.join(n for n, _ in model.named_children())} and their parts")
     cpu = lambda v: v.detach().cpu() if isinstance(v, Tensor) else tuple(map(cpu, v)) if isinstance(v, tuple) else v
     for n in names: hooks.append(known[n].register_forward_hook(lambda m, i, o, n=n: out.__setitem__(n, (cpu(i), cpu(o)))))
     try:
-        with torch.no_grad(): model.eval()(x)
+        with torch.no_grad(), evaluating(model): model(x)
     finally:
-        model.train(was)
         for h in hooks: h.remove()
     return out
 

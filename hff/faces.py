@@ -8,7 +8,7 @@ __all__ = ['DETECTORS', 'LANDMARKERS', 'detect_faces', 'find_landmarks', 'detect
            'WorkerDied', 'pmap']
 
 # %% ../nbs/21_faces.ipynb #b65ca01c
-import contextlib, importlib, importlib.util, io, os, signal, sys, types, warnings
+import contextlib, importlib, importlib.util, io, os, signal, sys, threading, types, warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +22,14 @@ import numpy as np
 from .paths import HffError, asset, end_with, progress
 
 # %% ../nbs/21_faces.ipynb #212ae9a1
+_alone = threading.RLock()                                        # a network of OpenCV holds one picture at a time; stdout and warnings are the whole process's
+
+def _new_lock():
+    global _alone
+    _alone = threading.RLock()
+
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_new_lock)     # another thread of the parent may have held it
+
 @cache
 def _detector(min_face):
     "MTCNN; its module imports `imghdr`, gone from Python 3.13, and warns while it compiles"
@@ -40,9 +48,9 @@ def detect_faces(
     h, w = image.shape[:2]
     s = min(1, side/max(h, w))
     small = cv2.resize(image, None, fx=s, fy=s, interpolation=cv2.INTER_AREA) if s<1 else image
-    detector = _detector(max(20, min(small.shape[:2])//10))
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    with _alone, contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter('ignore')
+        detector = _detector(max(20, min(small.shape[:2])//10))
         try: found = detector.detect_faces(np.ascontiguousarray(small))
         except (ValueError, IndexError, cv2.error): found = []     # its stages fail on some pictures without any candidate
     out = [dict(box=np.array([x, y, x+bw, y+bh])/s, points=np.array(list(f['keypoints'].values()))/s, confidence=float(f['confidence']))
@@ -78,9 +86,11 @@ def _mesh(image, centre, side, angle, n=192):
     A = np.array([[c, -s], [s, c]])                            # square -> picture
     M = np.column_stack([A, centre-A@np.full(2, (n-1)/2)])
     square = cv2.warpAffine(image, M, (n, n), flags=cv2.INTER_LINEAR|cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
-    net = _mesh_net()
-    net.setInput(cv2.dnn.blobFromImage(square, 1/255, (n, n)))
-    return net.forward().reshape(468, 3)[:,:2]@A.T+M[:,2]
+    with _alone:
+        net = _mesh_net()
+        net.setInput(cv2.dnn.blobFromImage(square, 1/255, (n, n)))
+        out = net.forward()
+    return out.reshape(468, 3)[:,:2]@A.T+M[:,2]
 
 # %% ../nbs/21_faces.ipynb #7f4374f1
 @cache
@@ -99,7 +109,7 @@ def detect_dlib(
     "Faces by dlib's frontal detector"
     s = min(1, side/max(image.shape[:2]))
     small = cv2.resize(image, None, fx=s, fy=s, interpolation=cv2.INTER_AREA) if s<1 else image
-    boxes, values, _ = _dlib_detector().run(np.ascontiguousarray(small), 1)
+    with _alone: boxes, values, _ = _dlib_detector().run(np.ascontiguousarray(small), 1)
     out = [dict(box=np.array([b.left(), b.top(), b.right()+1, b.bottom()+1])/s, confidence=float(v)) for b, v in zip(boxes, values)]
     return sorted(out, key=lambda f: -np.prod(f['box'][2:]-f['box'][:2]))
 
@@ -132,10 +142,11 @@ def plugin(
     name:str, # a key of `known`, or `module:function`
     known:dict, # `DETECTORS` or `LANDMARKERS`
 )->Callable: # the function
-    "A detector or landmarker by name"
+    "A detector or landmarker by name; a module may lie in the current folder"
     if str(name) in known: return known[str(name)]
     module, _, function = str(name).partition(':')
     if not function: raise HffError(f"No {name!r}: choose from {', '.join(known)}, or name your own as module:function")
+    if not {'', os.getcwd()} & set(sys.path): sys.path.append(os.getcwd())            # a console script does not look where it is started
     try: return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError, TypeError) as e: raise HffError(f"Cannot load {name}: {e}") from e
 

@@ -23,7 +23,7 @@ from .datasets import normalise
 from .explain import grad_cam, rsa_map
 from .extract import BOX, cut_face, write_png
 from .faces import crop_to_frame
-from .inference import by_frame, list_files, summary
+from .inference import by_frame, list_files, refuse_within, summary
 from .paths import HffError, atomic, progress
 from .video import BadVideo, encode, iter_video, probe_video
 
@@ -283,15 +283,14 @@ def _short(name, most=200):
 def write_overlays(
     table:pd.DataFrame, # from `predict`
     source:Path|str, # what it was made from
-    folder:Path|str, # where the overlays go; not the source's own folder
+    folder:Path|str, # where the overlays go; not among the sources
     model:nn.Module|None=None, # the network that scored, for heat maps; None: no maps
     heat:str='gradcam', # gradcam, attention or none
 )->pd.DataFrame: # file, overlay, timeline (POSIX, below `folder`; empty: none), reason
     "Write `<name>.png` or `<name>.mp4` and `<name>_timeline.png` for each file that gave a frame"
     source, folder = Path(source), Path(folder)
     if heat not in HEATS: raise HffError(f"heat={heat!r}: choose from {', '.join(HEATS)}")
-    if folder.resolve()==(source if source.is_dir() else source.parent).resolve():
-        raise HffError(f"{folder} holds the source itself: choose another folder, such as {folder/'overlays'}")
+    refuse_within(folder, source)
     paths, rows = list_files(source)[0], []
     names = overlay_names(table.file.unique().tolist())
     for f in progress(names, desc='overlays'):

@@ -23,7 +23,7 @@ def root(
     start:Path|str|None=None, # folder to look up from (default: the current folder)
 )->Path: # the checkout, or the start folder when there is none
     "Folder that holds `data/`, `runs/` and `figures/`; the variable `HFF_ROOT` wins"
-    if r := os.environ.get('HFF_ROOT'): return Path(r)
+    if r := os.environ.get('HFF_ROOT'): return Path(r).expanduser()
     p = Path(start or Path.cwd()).resolve()
     return next((d for d in (p, *p.parents) if is_checkout(d)), p)
 
@@ -31,21 +31,21 @@ def is_checkout(
     d:Path, # folder to look at
 )->bool: # does it hold this project?
     "Is `d` the top of a checkout of this project?"
-    ini = d/'settings.ini'
-    return ini.is_file() and 'lib_name = hff' in ini.read_text(encoding='utf-8')
+    try: return b'lib_name = hff' in (d/'settings.ini').read_bytes()
+    except OSError: return False                                                  # none, or one of somebody else
 
 # %% ../nbs/00_paths.ipynb #30c86213
 def data_dir()->Path: # default: `data/` in the checkout
     "Where benchmarks and crops lie; the variable `HFF_DATA` wins"
-    return Path(os.environ.get('HFF_DATA') or root()/'data')
+    return Path(os.environ.get('HFF_DATA') or root()/'data').expanduser()
 
 def runs_dir()->Path: # default: `runs/` in the checkout
     "Where training runs and executed notebooks lie; the variable `HFF_RUNS` wins"
-    return Path(os.environ.get('HFF_RUNS') or root()/'runs')
+    return Path(os.environ.get('HFF_RUNS') or root()/'runs').expanduser()
 
 def figures_dir()->Path: # `figures/` in the checkout
     "Where tables and pictures for readers lie; the variable `HFF_FIGURES` wins"
-    return Path(os.environ.get('HFF_FIGURES') or root()/'figures')
+    return Path(os.environ.get('HFF_FIGURES') or root()/'figures').expanduser()
 
 def asset(
     name:str, # file name inside `hff/assets`
@@ -109,19 +109,24 @@ def read_json(
 def locked(
     folder:Path, # made when it is not there; holds the file `.lock` from then on
     other:str='folder', # what to choose instead, for the message
-    beside:bool=False, # the lock lies beside the folder, which then holds nothing but results
+    beside:bool=False, # the lock lies beside the folder, which then holds nothing but results, where that can be written
     wait:float=0, # seconds that another process may take to let go of it
     held:str='', # what it means that it does not, for the message (default: that the folder is in use)
 ):
     "Hold a folder for this process"
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise HffError(f"Cannot make {folder}: {e.strerror}; choose another {other}") from e
-    lock = FileLock(folder.parent/f'.{folder.name}.lock' if beside else folder/'.lock')
+    lock = FileLock(_lock_beside(folder.resolve()) if beside else folder/'.lock')
     try: lock.acquire(timeout=wait)
     except Timeout as e: raise HffError(f"{held or f'{folder} is in use by another process'}: wait for it, or stop it, then try again") from e
     except OSError as e: raise HffError(f"Cannot write in {folder}: {e.strerror}; choose another {other}") from e
     try: yield
     finally: lock.release()
+
+def _lock_beside(folder):
+    "One's own folder may lie in one that is not"
+    lock = folder.parent/f'.{folder.name}.lock'
+    return lock if os.access(lock if lock.exists() else folder.parent, os.W_OK) else folder/'.lock'
 
 # %% ../nbs/00_paths.ipynb #6ec8373e
 def end_with(

@@ -160,10 +160,11 @@ def load_preset(
     name:str, # smoke, mini, paper, or the path of a YAML file of your own
 )->dict: # `miniff`, `crop` and `recipe` settings
     "Settings of a preset"
-    p = Path(name) if str(name).endswith(('.yaml', '.yml')) else _presets()/f'{name}.yaml'
-    if not p.is_file():
-        known = ', '.join(sorted(f.stem for f in _presets().glob('*.yaml')))
-        raise HffError(f"No preset {name!r}; choose from {known}, or give the path of a YAML file")
+    own, known = str(name).endswith(('.yaml', '.yml')), sorted(f.stem for f in _presets().glob('*.yaml'))
+    p = Path(name) if own else _presets()/f'{name}.yaml'
+    if not p.is_file(): raise HffError(f"No preset {name!r}; choose from {', '.join(known)}, or give the path of a YAML file")
+    if own and p.stem in known and p.resolve().parent!=_presets().resolve():
+        raise HffError(f"{p} is called as the preset {p.stem}, whose runs and figures lie under that name: give your file another one")
     try:
         text = p.read_text(encoding='utf-8')
         if any(isinstance(t, yaml.AliasToken) for t in yaml.scan(text)): raise HffError(f"{p} holds an alias (*name): write the settings out")

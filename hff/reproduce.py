@@ -11,6 +11,7 @@ __all__ = ['ANALYSES', 'NETWORK_BOOKS', 'STUDY_BOOKS', 'STEPS', 'Data', 'open_da
 # %% ../nbs/61_reproduce.ipynb #6afdb904
 import json, os, sys, time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from itertools import count
@@ -42,13 +43,15 @@ def open_data(
     wanted:tuple=(), # names of the other data sets that are needed
 )->Data: # ready to cut out faces
     "Build or find the data of a preset"
-    p = load_preset(preset)
+    p, cross = load_preset(preset), {k: _resolved(v) for k, v in (cross or {}).items()}
     if not data_root and 'miniff' not in p: raise HffError(f"Preset {preset!r} needs your own data: give --data-root, the root of a FaceForensics++ tree (c23)")
-    if data_root: return Data(preset, Path(data_root), {k: Path(v) for k, v in (cross or {}).items() if k in wanted}, jobs)
+    if data_root: return Data(preset, _resolved(data_root), {k: v for k, v in cross.items() if k in wanted}, jobs)
     from hff.miniff.build import build
     from hff.miniff.standins import build_standin
     tree = build(preset=preset, jobs=jobs)
-    return Data(preset, tree, {k: Path((cross or {}).get(k) or build_standin(k, preset=preset, jobs=jobs)) for k in wanted}, jobs)
+    return Data(preset, tree, {k: cross.get(k) or build_standin(k, preset=preset, jobs=jobs) for k in wanted}, jobs)
+
+def _resolved(folder): return Path(folder).expanduser().resolve()                 # a plan is also read from elsewhere
 
 def manifest_of(
     data:Data, # from `open_data`
@@ -370,9 +373,8 @@ def run_notebooks(
     from jupyter_core.utils import ensure_event_loop
     from papermill.iorw import papermill_io
     papermill_io.get_handler('local').cwd(None)                                       # threads of an earlier call may have left theirs, and papermill goes there to read and write
-    os.environ |= dict(TQDM_DISABLE='1', OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS', '1'))     # for the kernels: no bars in stored outputs, a core each
     params = dict(preset=str(preset), out_dir=str(out_dir), scores=str(Path(out_dir)/'scores'))
-    with ThreadPoolExecutor(jobs) as pool, progress(total=len(books), desc='notebooks') as bar:
+    with _environment(TQDM_DISABLE='1', OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS', '1')), ThreadPoolExecutor(jobs) as pool, progress(total=len(books), desc='notebooks') as bar:
         def one(b):
             further = dict(data_root=str(data_root), cross=cross or {}, jobs=1) if b.stem in NETWORK_BOOKS else {}
             r = run_notebook(b, runs_root(preset)/'notebooks'/b.name, seeds=_seeds(b, seeds, out_dir), **params, **further)
@@ -380,16 +382,34 @@ def run_notebooks(
             bar.update(1); print('{notebook}: {0} in {seconds} s {error}'.format('done' if r['ok'] else 'FAILED', **r), flush=True)
             return r
         first, last = [b for b in books if b.stem!='summary'], [b for b in books if b.stem=='summary']   # it reads what the others wrote
-        try: return pd.DataFrame([*pool.map(one, first), *pool.map(one, last)])
-        except BaseException: pool.shutdown(wait=False, cancel_futures=True); _end_kernels(); raise        # interrupted: don't wait for what is running
-
-def _end_kernels():
-    "Kernels are in a session of their own, where no Ctrl-C of a terminal reaches them"
-    import psutil                                                                  # ipykernel has it
-    for p in psutil.Process().children():
+        asked = []
         try:
-            if 'ipykernel_launcher' in p.cmdline(): p.kill()
-        except psutil.Error: pass                                                  # gone already
+            for some in (first, last):
+                asked += [pool.submit(one, b) for b in some]
+                done = [f.result() for f in asked]
+            return pd.DataFrame(done)
+        except BaseException: pool.shutdown(wait=False, cancel_futures=True); _end_kernels(asked); raise       # interrupted: don't wait for what is running
+
+@contextmanager
+def _environment(**more):
+    "Variables for kernels, which take this process's environment: no bars in stored outputs, a core each"
+    was = {k: os.environ.get(k) for k in more}
+    os.environ.update(more)
+    try: yield
+    finally:
+        for k, v in was.items():
+            if v is None: os.environ.pop(k, None)
+            else: os.environ[k] = v
+
+def _end_kernels(asked):
+    "Kernels are in a session of their own, where no Ctrl-C of a terminal reaches them; one may be about to start"
+    import psutil                                                                  # ipykernel has it
+    while not all(f.done() for f in asked):
+        for p in psutil.Process().children():
+            try:
+                if 'ipykernel_launcher' in p.cmdline(): p.kill()
+            except psutil.Error: pass                                              # gone already
+        time.sleep(.1)
 
 def _seeds(book, seeds, out_dir):
     "The seeds that all tables behind a notebook were packed with; where networks are opened, or nothing is packed, those that were asked for"
@@ -411,10 +431,10 @@ def write_page(
     runs = r.runs[~r.runs.recipe.str.contains('"trivial": true')]
     state = runs.state.value_counts()
     sections = [dict(stem=_stem(b), **heading(b), ok=bool(ok.ok[b.stem]), error=ok.error[b.stem]) for b in books if b.stem in ok.index]
-    facts = dict(command=f'hff reproduce --preset {Path(preset).stem} --seeds {",".join(map(str, r.facts["seeds"]))}', preset=Path(preset).stem, seeds=', '.join(map(str, r.facts['seeds'])),
+    facts = dict(command=f'hff reproduce --preset {Path(preset).name} --seeds {",".join(map(str, r.facts["seeds"]))}', preset=Path(preset).stem, seeds=', '.join(map(str, r.facts['seeds'])),
                  runs=', '.join(f'{n} {k}' for k, n in state.items()), machine=r.facts['machine'],
                  times={**(r.facts.get('seconds') or {}), 'all trainings, one core each': float(runs.seconds.sum())})
-    return index_page(out_dir, sections, facts, f'hff reproduce --preset {Path(preset).stem}')
+    return index_page(out_dir, sections, facts, f'hff reproduce --preset {Path(preset).name}')
 
 def writable(
     folder:Path|str, # to write in
@@ -518,12 +538,12 @@ def read_plan(
 def _is_plan(todo):
     "Kinds of what is read of a plan, and data sets by their names: they become names of files"
     from hff.readers import SOURCES
-    kinds = dict(preset=str, seeds=list, tables=list, data_root=str, cross=dict, faces=dict, runs=dict, folders=dict)
+    kinds = dict(preset=str, seeds=list, tables=list, data_root=str, cross=dict, faces=dict, runs=dict, folders=dict, given=dict)
     if not isinstance(todo, dict) or not all(isinstance(todo.get(k), t) for k, t in kinds.items()): return False
     texts = lambda d: isinstance(d, dict) and all(isinstance(v, str) for v in d.values())
     cross = lambda d: texts(d) and set(d)<=set(SOURCES)
     run = lambda r: isinstance(r, dict) and isinstance(r.get('recipe'), dict) and isinstance(r.get('faces'), str) and cross(r.get('cross'))
-    return texts(todo['faces']) and cross(todo['cross']) and all(type(s) is int for s in todo['seeds']) and all(isinstance(t, str) for t in todo['tables']) and all(map(run, todo['runs'].values()))
+    return texts(todo['faces']) and isinstance(todo['given'].get('data_root'), str) and cross(todo['given'].get('cross')) and set(todo['given'])=={'data_root', 'cross'} and cross(todo['cross']) and all(type(s) is int for s in todo['seeds']) and all(isinstance(t, str) for t in todo['tables']) and all(map(run, todo['runs'].values()))
 
 def do_step(
     step:str, # one of `STEPS`
@@ -543,11 +563,13 @@ def do_step(
     if step=='plan':
         todo = make_plan(preset, tuple(only), tuple(seeds), data_root, cross, jobs)
         folders = {k: make_recipe(**r['recipe']).name for k, r in todo['runs'].items()}
-        write_json(todo | dict(folders=folders, notebooks=[b.stem for b in books], out_dir=str(out)), plan_file(preset))
+        given = dict(data_root=str(_resolved(data_root)) if data_root else '', cross={k: str(_resolved(v)) for k, v in (cross or {}).items()})
+        write_json(todo | dict(given=given, folders=folders, notebooks=[b.stem for b in books], out_dir=str(out)), plan_file(preset))
     if step=='run' and (why := train_planned(read_plan(preset), 0, (run,))): raise HffError(why)
     if step=='pack': pack(read_plan(preset), out)
     if step=='notebook':
-        done = run_notebooks(books, preset, tuple(read_plan(preset)['seeds']), out, jobs, data_root, cross)
+        todo = read_plan(preset)
+        done = run_notebooks(books, preset, tuple(todo['seeds']), out, jobs, **todo['given'])
         for r in done.to_dict('records'): write_json(r, note(r['notebook']))
         if not done.ok.all(): raise HffError(f"failed: {', '.join(done.notebook[~done.ok])}; the traceback is in the executed copy under {runs_root(preset)/'notebooks'}")
     if step=='page':

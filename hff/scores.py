@@ -90,15 +90,16 @@ def score_images(
     images, # tensor, uint8 (N, 3, H, W)
     batch_size:int=32, # images at once
 )->np.ndarray: # (N,) float64, logit of fake minus logit of real
-    "Raw logit difference of each image; the model's mode is put back afterwards"
+    "Raw logit difference of each image; the mode of each module is put back afterwards"
     import torch                                                                       # here: tables of scores do without
     from hff.datasets import normalise
-    was, device = model.training, next(model.parameters()).device
+    modes, device = [(m, m.training) for m in model.modules()], next(model.parameters()).device
     model.eval()
     try:
         with torch.inference_mode():
             z = [model(normalise(x.to(device))).logits.double().cpu() for x in images.split(batch_size)]
-    finally: model.train(was)
+    finally:
+        for m, was in modes: m.training = was
     z = torch.cat(z) if z else torch.zeros(0, 2, dtype=torch.float64)
     return (z[:,1]-z[:,0]).numpy()
 

@@ -210,7 +210,7 @@ class Detector(ModelHubMixin, library_name='hff'):
         run:Path|str, # run folder of `hff train`, or a checkpoint
     )->'Detector': # on the CPU
         "The network of a run with a card that is written from its scores"
-        run = Path(run)
+        run = Path(run).absolute()                                                 # `.` has no name
         if not run.exists(): raise HffError(f"No run folder or checkpoint {run}: check the path")
         if run.is_dir() and not (run/'done.json').is_file(): raise HffError(f"{run} is no finished run of 'hff train': let it finish first")
         model = load_checkpoint(run/FILES[0] if run.is_dir() else run)

@@ -387,7 +387,8 @@ def _accelerator(timeout):
     "Devices and processes; none waits longer than `timeout` seconds for the others"
     from accelerate import Accelerator, InitProcessGroupKwargs
     cpu = not (_alone() or torch.cuda.is_available() or torch.xpu.is_available())     # unasked, Accelerate lets CPU processes train beside each other
-    a = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))])
+    try: a = Accelerator(cpu=cpu, mixed_precision='no', kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))])     # the recipe alone says the precision
+    except ValueError as e: raise HffError("Accelerate was set up otherwise in this process, with another precision or device: train in a new process or a restarted kernel") from e
     if a.num_processes==1 and not _alone(): raise HffError(f"{os.environ['WORLD_SIZE']} processes were started and do not find each other; start one")
     return a
 
@@ -529,12 +530,13 @@ class _Run:
         write_scores(scores, self.run/'scores.parquet')
         a, versions = self.accelerator, dict(hff=__version__, torch=torch.__version__, timm=timm.__version__, python=platform.python_version())
         write_json(dict(name=self.recipe.name, kept=self.best, seconds=round(time.perf_counter()-self.start, 1), device=str(a.device), processes=a.num_processes,
-                        precision='bf16' if self.precision=='bfloat16' else a.mixed_precision, versions=versions, **self.speed()), self.run/'done.json')
+                        precision='bf16' if self.precision=='bfloat16' else 'no', versions=versions, **self.speed()), self.run/'done.json')
         _clear(self.run)
 
 def _clear(run):
     "Remove what only an unfinished run needs; a process may have been killed before it came to that"
-    for name in ('state.pt', 'progress.json', 'error.txt'): (run/name).unlink(missing_ok=True)
+    for name in ('state.pt', 'progress.json', 'error.txt'):
+        if (run/name).exists(): (run/name).unlink(missing_ok=True)                  # not asked of a disk that can only be read
 
 # %% ../nbs/40_trainer.ipynb #39e92453
 def train(
@@ -588,8 +590,8 @@ def cross_file(
     name:str, # data set
     faces:Path|str, # folder of its crops
 )->Path: # where its scores lie
-    "Score file of another data set"
-    return run/'cross'/f'{name}-{Path(faces).name}.parquet'
+    "Score file of another data set, by the content id of its crops"
+    return run/'cross'/f"{name}-{read_settings(faces).get('id') or Path(faces).resolve().name}.parquet"
 
 def score_cross(
     run:Path, # finished run

@@ -297,7 +297,7 @@ def _(case, d): recipe.preset_recipe(tree(d, {}, 'p.yaml', case)/'p.yaml').name
 def _(case, d): recipe.from_settings(extract.Cropping, 'Crops', case)
 
 
-PLAN = dict(preset='smoke', seeds=[0], tables=['table1'], data_root='data', cross={}, faces={'c23-96': 'faces'}, runs={'a': dict(recipe=PLAIN, faces='faces', cross={}, tables=['table1'])}, folders={'a': 'a'})
+PLAN = dict(preset='smoke', seeds=[0], tables=['table1'], data_root='data', cross={}, faces={'c23-96': 'faces'}, runs={'a': dict(recipe=PLAIN, faces='faces', cross={}, tables=['table1'])}, folders={'a': 'a'}, given=dict(data_root='', cross={}))
 
 @parser('plan', documents(PLAN))
 def _(case, d):
