@@ -6,7 +6,7 @@
 __all__ = ['EXAMPLES', 'STREAMS', 'LIMIT', 'example', 'Look', 'maps_of', 'look', 'draw_look', 'keep_upload', 'png_of', 'app']
 
 # %% ../nbs/46_demo.ipynb #bc2a6a68
-import tempfile
+import hashlib, tempfile
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -126,7 +126,7 @@ def keep_upload(
     suffix = Path(name).suffix.lower()
     if suffix not in PICTURES|VIDEOS: raise HffError(f"{Path(name).name!r} is no picture or video that is known: {' '.join(sorted(PICTURES|VIDEOS))}")
     if len(content)>LIMIT: raise HffError(f"{Path(name).name!r} has {len(content)/1e6:.0f} MB: at most {LIMIT/1e6:.0f} are taken, cut the clip first")
-    path = Path(_folder().name)/f'upload{suffix}'
+    path = Path(_folder().name)/f'upload-{hashlib.sha256(content).hexdigest()[:12]}{suffix}'            # two demos may run in one process
     path.write_bytes(content)
     return path
 
