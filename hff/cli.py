@@ -49,7 +49,7 @@ def reproduce(
     "Regenerate the paper's tables and pictures: data, training, notebooks, one index.html."
     from hff.reproduce import do_step, plan, reproduce
     if dry_run:
-        t = plan(preset, _words(only), _seeds(seeds))
+        t = plan(preset, _words(only), _seeds(seeds), data_root, _folders(cross))
         typer.echo(f"{t.to_string(index=False)}\n{len(t)} runs, {int(t.status.eq('to train').sum())} to train"); return
     if step: do_step(step, preset, _words(only), _seeds(seeds), data_root, _folders(cross), out, jobs or cores(), run); return
     done = reproduce(preset, _words(only), _seeds(seeds), data_root, _folders(cross), out, jobs, from_scores)
@@ -362,13 +362,12 @@ def _print_metrics(s, pool='mean', policy='strict', out=''):
     "Coverage first, then one block for each manipulation"
     from hff.metrics import coverage_line, evaluate
     from hff.paths import atomic
-    typer.echo(coverage_line(s))
     t = evaluate(s, pool=pool, policy=policy, together=True)
-    typer.echo(_readable(t, pool))
+    if out:                                                                           # first: a reader of the screen may be gone
+        with atomic(out) as f: t.to_csv(f, index=False, float_format='%.6f', lineterminator='\n')
+    typer.echo(f'{coverage_line(s)}\n{_readable(t, pool)}')
     whole = t.drop_duplicates(['dataset', 'quality'], keep='last')                 # the row `all` where there is one
     if len(whole)>1: typer.echo(f"\nmean over {len(whole)} data sets, all fakes of each together: frame AUC {whole.frame_auc.mean():.3f}, video AUC {whole.video_auc.mean():.3f}")
-    if out:
-        with atomic(out) as f: t.to_csv(f, index=False, float_format='%.6f', lineterminator='\n')
 
 def _readable(t, pool):
     "The metrics of each manipulation below each other, both levels side by side"
@@ -432,16 +431,16 @@ def predict(
         if f: Path(f).parent.mkdir(parents=True, exist_ok=True)
     model, drawn = _engine(checkpoint or None, device or None, engine, precision, bool(overlay), heat)
     t = predict(source, model, frames=frames, faces=faces, pool=pool, margin=margin or None, align=align, detector=detector or None, landmarks=landmarks or None)
-    typer.echo(summary(t).round(3).to_string(index=False))
-    for k in ('note', 'calibration'): _note(t.attrs[k])
-    if skipped := t.attrs['skipped']: _note('not pictures or videos, left out: '+', '.join(f'{n} x {k}' for k, n in skipped.items()))
-    if json: write_json_report(t, json)
+    if json: write_json_report(t, json)                            # files first: a reader of the screen may be gone
     if csv:
         with atomic(csv) as f: t.to_csv(f, index=False, float_format='%.6g', lineterminator='\n')
+    for k in ('note', 'calibration'): _note(t.attrs[k])
+    if skipped := t.attrs['skipped']: _note('not pictures or videos, left out: '+', '.join(f'{n} x {k}' for k, n in skipped.items()))
+    said = summary(t).round(3).to_string(index=False)
     if overlay:
         from hff.overlays import write_overlays
-        done = write_overlays(t, source, overlay, None if heat=='none' else drawn, 'gradcam' if heat=='none' else heat)
-        typer.echo(done.to_string(index=False))
+        said += '\n'+write_overlays(t, source, overlay, None if heat=='none' else drawn, 'gradcam' if heat=='none' else heat).to_string(index=False)
+    typer.echo(said)
     if not t.status.eq('ok').any(): raise HffError(f"No face was scored in {source}: the table says why")
 
 def _engine(checkpoint, device, engine, precision, overlay, heat):
@@ -544,9 +543,9 @@ def scores_compare(
     _suffix(out, '.csv', reference, *others)
     names = _names([reference, *others])
     t = compare({n: _scores(Path(p)) for n, p in names.items()}, next(iter(names)), pool=pool)
-    typer.echo(t.round(4).to_string(index=False))
     if out:
         with atomic(out) as f: t.to_csv(f, index=False, float_format='%.6f', lineterminator='\n')
+    typer.echo(t.round(4).to_string(index=False))
 
 def _names(paths):
     "Short names, each once"
@@ -565,9 +564,9 @@ def bench(
     from hff.bench import run_bench
     from hff.paths import atomic, figures_dir
     t = run_bench(what, quick)
+    if out or not quick:
+        with atomic(out or figures_dir()/f'bench/{what}.csv') as f: t.to_csv(f, index=False, float_format='%.6g', lineterminator='\n')
     typer.echo(t.iloc[:, :9].round(3).to_string(index=False))
-    if quick and not out: return
-    with atomic(out or figures_dir()/f'bench/{what}.csv') as f: t.to_csv(f, index=False, float_format='%.6g', lineterminator='\n')
 
 # %% ../nbs/62_cli.ipynb #eca48e6c
 def _show_warning(message, category, filename, lineno, file=None, line=None):
@@ -602,10 +601,18 @@ def _failed(e):
     _note(f"{e.format_message()} (see hff --help)")
     return getattr(e, 'exit_code', 2)
 
+def _streams():
+    "A daemon may start this without them; a name of a file need not be in the terminal's alphabet"
+    for fd in range(3):
+        try: os.fstat(fd)
+        except OSError: os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)      # gets the lowest free number, which is this one
+    for s in filter(None, (sys.stdout, sys.stderr)): s.reconfigure(errors='backslashreplace')
+
 def main(
     args:list|None=None, # words after `hff` (default: those of the shell)
 )->int: # exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C, SIGTERM)
     "Run the command line; a mistake is one line on standard error"
+    if args is None: _streams()
     words = sys.argv[1:] if args is None else args
     if '' in words: _note(f"argument {words.index('')+1} is empty: a name or a path is missing"); return 2
     with warnings.catch_warnings(), _stoppable() as asked:

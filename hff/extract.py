@@ -82,6 +82,7 @@ def faces_id(
     "What the crops depend on"
     roots, columns = roots_of(root), [c for c in (*IDENTITY, 'split', 'label', 'source', 'target', 'path', 'mask', 'base', 'frames') if c in manifest]
     h = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for k in ('detector', 'landmarks'): h.update(_source(str(settings.get(k, ''))))
     for row in manifest[columns].to_dict('records'):
         h.update(_bytes('\0'.join(map(str, row.values())))); h.update(_ends(clip_path(row, roots)))
         if row.get('mask'): h.update(_ends(clip_path(row, roots, 'mask')))
@@ -90,10 +91,18 @@ def faces_id(
 
 def _bytes(text): return text.encode(errors='surrogateescape')                       # a stray file's name need not be UTF-8
 
+def _source(plugin):
+    "The file of somebody's own detector, which may change; nothing for those by name"
+    file = getattr(sys.modules.get(plugin.partition(':')[0]), '__file__', None) if ':' in plugin else None
+    return Path(file).read_bytes() if file else b''
+
 def _ends(path, n=4096):
-    "Size, first and last bytes of a file; names of a folder; nothing when there is none"
+    "Size, first and last bytes of a file; of a folder names, size and the ends of some files; nothing when there is none"
     try:
-        if path.is_dir(): return _bytes('\0'.join(sorted(p.name for p in path.iterdir())))
+        if path.is_dir():
+            files = sorted(path.iterdir())
+            some = [p for p in files if p.is_file()]
+            return _bytes('\0'.join(p.name for p in files))+b''.join(map(_ends, some[::max(1, len(some)//4)]))+b'%d'%sum(p.stat().st_size for p in some)
         if not path.is_file(): return b'none'
         with open(path, 'rb') as f:
             a = f.read(n); size = f.seek(0, 2); f.seek(max(0, size-n)); b = f.read()

@@ -46,7 +46,7 @@ def detect_faces(
 )->list: # of `dict(box=(x0, y0, x1, y1), points=(5, 2): eyes, nose, mouth corners, confidence)`, largest face first
     "Faces in a picture, in its own pixels"
     h, w = image.shape[:2]
-    s = min(1, side/max(h, w))
+    s = min(1, max(side/max(h, w), 1/min(h, w)))                   # at least a pixel is left of a thin picture
     small = cv2.resize(image, None, fx=s, fy=s, interpolation=cv2.INTER_AREA) if s<1 else image
     with _alone, contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -107,7 +107,7 @@ def detect_dlib(
     side:int=640, # longer side while searching, pixels
 )->list: # of `dict(box, confidence)`, largest first; confidence is the detector's own, unbounded
     "Faces by dlib's frontal detector"
-    s = min(1, side/max(image.shape[:2]))
+    s = min(1, max(side/max(image.shape[:2]), 1/min(image.shape[:2])))
     small = cv2.resize(image, None, fx=s, fy=s, interpolation=cv2.INTER_AREA) if s<1 else image
     with _alone: boxes, values, _ = _dlib_detector().run(np.ascontiguousarray(small), 1)
     out = [dict(box=np.array([b.left(), b.top(), b.right()+1, b.bottom()+1])/s, confidence=float(v)) for b, v in zip(boxes, values)]
@@ -148,7 +148,7 @@ def plugin(
     if not function: raise HffError(f"No {name!r}: choose from {', '.join(known)}, or name your own as module:function")
     if not {'', os.getcwd()} & set(sys.path): sys.path.append(os.getcwd())            # a console script does not look where it is started
     try: return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError, TypeError) as e: raise HffError(f"Cannot load {name}: {e}") from e
+    except Exception as e: raise HffError(f"Cannot load {name}: {str(e) or type(e).__name__}") from e
 
 # %% ../nbs/21_faces.ipynb #09d5d173
 def choose_face(

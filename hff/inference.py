@@ -24,7 +24,7 @@ from .faces import DETECTORS, LANDMARKERS, plugin
 from .metrics import POOLS, pool_videos
 from .paths import HffError, asset, progress, write_json
 from .scores import score_images
-from .video import BadVideo, probe_video
+from .video import BadVideo, frame_clock, probe_video
 
 # %% ../nbs/44_inference.ipynb #615ec635
 def list_files(
@@ -145,21 +145,21 @@ def _found(image, c, faces):
     return [safe_face(image, c, faces=g) for g in groups]
 
 def _timing(path):
-    "Frames a second and seconds of a video; nan for a picture"
-    if kind_of(path)!='video': return np.nan, np.nan
+    "When the frames of a video are shown, and its seconds; nan for a picture"
+    if kind_of(path)!='video': return lambda i: np.nan, np.nan
     info = probe_video(path)
-    return info['fps'] or np.nan, info['seconds'] or np.nan
+    return frame_clock(path, info['fps'])[0], info['seconds'] or np.nan
 
 def _look(path, name, c, faces, waiting, step):
     "Rows of one file"
     row = _NOTHING | dict(file=name)
     try:
-        fps, duration = _timing(path)
+        at_time, duration = _timing(path)
         def one(i, image):
             rows = []
             for k, f in enumerate(_found(image, c, faces)):
                 at = dict(zip(BOX, map(float, f['box'])), angle=float(f['angle']), face=k) if f['status']=='ok' else {}
-                rows.append(row | dict(frame=i, time=i/fps, duration=duration, status=f['status'], reason=f['reason']) | at)
+                rows.append(row | dict(frame=i, time=at_time(i), duration=duration, status=f['status'], reason=f['reason']) | at)
                 if at: waiting.add(rows[-1], f['crop'])
             step()
             return rows

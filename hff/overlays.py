@@ -25,7 +25,7 @@ from .extract import BOX, cut_face, write_png
 from .faces import crop_to_frame
 from .inference import by_frame, list_files, refuse_within, summary
 from .paths import HffError, atomic, progress
-from .video import BadVideo, encode, iter_video, probe_video
+from .video import BadVideo, encode, frame_clock, iter_video, probe_video
 
 # %% ../nbs/44a_overlays.ipynb #c34604f5
 HEATS = ('gradcam', 'attention', 'none')
@@ -247,9 +247,10 @@ def overlay_video(
     if not looked: raise HffError(f"{Path(source).name}: no frame was looked at, there is nothing to draw ({table.reason.iloc[0]})")
     heats = {}
     for (f, face), m in (maps or {}).items(): heats.setdefault(f, {})[face] = m
-    return encode(out, _drawn(source, table, looked, heats, fps, round(reach*fps)), crf=18, fps=fps)
+    clock, even = frame_clock(source, fps)
+    return encode(out, _drawn(source, table, looked, heats, clock, round(reach*fps)), crf=18, fps=fps, at=None if even else clock)
 
-def _drawn(source, table, looked, heats, fps, reach):
+def _drawn(source, table, looked, heats, clock, reach):
     "Frames of an overlay, one by one"
     shape = None
     for i, image in enumerate(iter_video(source)):
@@ -257,7 +258,7 @@ def _drawn(source, table, looked, heats, fps, reach):
         image = _even(overlay_picture(image, rows, heats.get(near)))
         if shape is None: shape, (strip, x_of) = image.shape, timeline_strip(table, image.shape[1], 2*int(np.clip(image.shape[0]/12, 28, 80)))
         if image.shape!=shape: image = cv2.resize(image, shape[1::-1], interpolation=cv2.INTER_AREA)   # a video may change its size
-        now, x = strip.copy(), x_of(i/fps)
+        now, x = strip.copy(), x_of(clock(i))
         cv2.line(now, (x, round(.25*len(now))), (x, round(.9*len(now))), (0, 0, 0), max(1, len(now)//64))
         yield np.concatenate([image, now])
 

@@ -157,9 +157,9 @@ def sha256(
 def child_env(
     **more:str, # further variables
 )->dict: # for `subprocess`
-    "The environment of this process for a child that imports the same `hff`"
+    "The environment of this process for a child that imports the same `hff`, and no module that happens to lie in the current folder"
     import hff
-    return os.environ | dict(PYTHONPATH=os.pathsep.join([str(Path(hff.__file__).parent.parent), *filter(None, [os.environ.get('PYTHONPATH')])])) | more
+    return os.environ | dict(PYTHONPATH=os.pathsep.join([str(Path(hff.__file__).parent.parent), *filter(None, [os.environ.get('PYTHONPATH')])]), PYTHONSAFEPATH='1') | more
 
 def memory(
     peak:bool=False, # at its highest instead of now

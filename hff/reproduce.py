@@ -11,8 +11,9 @@ __all__ = ['ANALYSES', 'NETWORK_BOOKS', 'STUDY_BOOKS', 'STEPS', 'Data', 'open_da
 # %% ../nbs/61_reproduce.ipynb #6afdb904
 import json, os, sys, time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from functools import cache
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -125,13 +126,27 @@ def finished_runs(
         except HffError as e: print(f'hff: {p.parent} is left out: {e}', file=sys.stderr)
     return out
 
+def _on_these(done, t, data):
+    "Those of the finished runs that were trained on the crops of this tree"
+    from hff.extract import faces_id, make_cropping, roots_of
+    roots_of({'': data.root} | data.cross)                                            # a folder that is not there is said now
+    @cache
+    def crops(quality, frames, how):
+        m, where = manifest_of(data, '', quality)
+        return faces_id(m, where, **asdict(make_cropping(frames=frames, **json.loads(how))))
+    want = {k: crops(r.quality, r.frames, json.dumps(r.crop)) for k, r in zip(t.run, t.recipe) if k in done}
+    return {k: done[k] for k, v in want.items() if load_recipe(done[k]/'recipe.json').data==v}
+
 def plan(
     preset:str='mini', # size
     only:tuple=(), # notebooks
     seeds:tuple=(0,), # one run each
+    data_root:str='', # a FaceForensics++ tree; default: MiniFF
+    cross:dict|None=None, # other data sets
 )->pd.DataFrame: # run, tables, status
-    "The runs that are needed and whether they are finished"
+    "The runs that are needed and whether they are finished, on these data where their folder is given"
     t, done = all_runs(tables_of(notebooks(only)), preset, seeds), finished_runs(preset)
+    if data_root: done = _on_these(done, t, open_data(preset, data_root, cross, wanted=tuple(cross or ())))
     status = [f'finished: {done[r].name}' if r in done else 'to train' for r in t.run]
     return pd.DataFrame(dict(run=t.run, tables=t.tables.map(', '.join), status=status))
 
@@ -379,7 +394,7 @@ def run_notebooks(
             further = dict(data_root=str(data_root), cross=cross or {}, jobs=1) if b.stem in NETWORK_BOOKS else {}
             r = run_notebook(b, runs_root(preset)/'notebooks'/b.name, seeds=_seeds(b, seeds, out_dir), **params, **further)
             ensure_event_loop().close()                                           # the kernel's client leaves its loop to the thread
-            bar.update(1); print('{notebook}: {0} in {seconds} s {error}'.format('done' if r['ok'] else 'FAILED', **r), flush=True)
+            bar.update(1); _say('{notebook}: {0} in {seconds} s {error}'.format('done' if r['ok'] else 'FAILED', **r))
             return r
         first, last = [b for b in books if b.stem!='summary'], [b for b in books if b.stem=='summary']   # it reads what the others wrote
         asked = []
@@ -389,6 +404,10 @@ def run_notebooks(
                 done = [f.result() for f in asked]
             return pd.DataFrame(done)
         except BaseException: pool.shutdown(wait=False, cancel_futures=True); _end_kernels(asked); raise       # interrupted: don't wait for what is running
+
+def _say(text):
+    "A reader of the screen that is gone, as in `hff reproduce | head`, ends nothing"
+    with suppress(OSError): print(text, flush=True)
 
 @contextmanager
 def _environment(**more):
@@ -462,7 +481,7 @@ def reproduce(
     out_dir = writable(out or figures_dir()/Path(preset).stem)
     with locked(out_dir, 'folder with --out', beside=True), locked(runs_root(preset), 'folder with HFF_RUNS'):
         done = _reproduce(books, preset, seeds, data_root, cross, out_dir, jobs, from_scores, only)
-    print(f"{out_dir/'index.html'} shows all of it; {round(time.perf_counter()-start)} s in total")
+    _say(f"{out_dir/'index.html'} shows all of it; {round(time.perf_counter()-start)} s in total")
     return done
 
 def _reproduce(books, preset, seeds, data_root, cross, out_dir, jobs, from_scores, only):

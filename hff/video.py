@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['LIMITS', 'Clip', 'write_video', 'encode', 'write_mask_video', 'BadVideo', 'decoded_frames', 'read_video',
            'read_mask_video', 'iter_video', 'count_frames', 'frame_indices', 'count_packets', 'sample_video',
-           'probe_video']
+           'probe_video', 'frame_clock']
 
 # %% ../nbs/20_video.ipynb #af3a4435
-import itertools, mmap, platform, re
+import itertools, math, mmap, platform, re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -69,6 +69,7 @@ def encode(
     fps:float=25, # frames a second
     fmt_in:str='rgb24', # of the pictures: rgb24 or gray
     fmt_out:str='yuv420p', # of the file: yuv420p or gray
+    at:Callable|None=None, # frame number -> seconds, ascending, where the pace is not even
 )->Path: # `path`
     "Encode pictures one by one: H.264 by libx264, preset medium, one thread, SSE2 only: bit exact"
     path, frames = Path(path), iter(frames)
@@ -81,10 +82,13 @@ def encode(
         s.width, s.height, s.pix_fmt = w, h, fmt_out
         s.codec_context.thread_count = 1
         if fmt_out=='gray': s.codec_context.color_range = av.video.reformatter.ColorRange.JPEG  # full range: 0..255 as it is
-        for f in itertools.chain([first], frames):
+        if at: s.codec_context.time_base = Fraction(1, 90_000)
+        for i, f in enumerate(itertools.chain([first], frames)):
             v = av.VideoFrame.from_ndarray(np.ascontiguousarray(f), format=fmt_in)
             if fmt_out=='gray': v.color_range = av.video.reformatter.ColorRange.JPEG
-            out.mux(s.encode(v.reformat(format=fmt_out, threads=1)))
+            v = v.reformat(format=fmt_out, threads=1)
+            if at: v.pts, v.time_base = round(at(i)*90_000), Fraction(1, 90_000)
+            out.mux(s.encode(v))
         out.mux(s.encode(None))
     return path
 
@@ -202,8 +206,16 @@ def decoded_frames(
 
 def _picture(frame, fmt):
     "Pixels of a frame, upright"
-    a = frame.to_ndarray(format=fmt, threads=1)
-    return np.rot90(a, round(frame.rotation/90)%4) if frame.rotation else a
+    a, (turn, mirrored) = frame.to_ndarray(format=fmt, threads=1), _display(frame)
+    a = np.rot90(a, turn) if turn else a
+    return a[:,::-1] if mirrored else a
+
+def _display(frame):
+    "Quarter turns to the left, then mirrored or not, as the file asks players to show it"
+    known = next((s for s in frame.side_data if s.type==av.sidedata.sidedata.Type.DISPLAYMATRIX), None)
+    a, b, _, c, d = np.frombuffer(known, '<i4')[:5].astype(float) if known else (1, 0, 0, 0, 1)
+    mirrored = a*d<b*c
+    return round(math.degrees(math.atan2(-b, -a if mirrored else a))/90)%4, mirrored
 
 def read_video(
     path:Path|str, # any file FFmpeg can decode
@@ -298,3 +310,15 @@ def probe_video(
         s = _stream(c, path)
         seconds = float(s.duration*s.time_base) if s.duration else c.duration/1e6 if c.duration else 0.
         return dict(width=s.width, height=s.height, fps=float(s.average_rate or 0), seconds=seconds, claimed=s.frames, packets=packets)
+
+def frame_clock(
+    path:Path|str, # a video
+    fps:float=0, # as `probe_video` says; 0: it does not
+)->tuple: # function from frame number to seconds after the first frame, nan when nothing is known; is the pace even?
+    "When frames are shown: telephones and recorders of screens write them at an uneven pace"
+    even = lambda i: i/fps if fps else math.nan
+    stamps = [(p.pts, p.time_base) for p in _packets(path) if p.size]
+    if len(stamps)<2 or any(t is None or b is None for t, b in stamps): return even, True
+    t = np.sort([float(t*b) for t, b in stamps]); t -= t[0]
+    if np.diff(t).min()<1e-4 or fps and np.abs(t-np.arange(len(t))/fps).max()<1/fps: return even, True
+    return (lambda i: float(t[i]) if i<len(t) else float(t[-1]+(i-len(t)+1)*t[-1]/(len(t)-1))), False

@@ -192,3 +192,120 @@ def test_an_interruption_before_the_kernel_lives(tmp_path, monkeypatch):
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt): run_notebooks(books, 'smoke', (0,), tmp_path/'out', 2)
     assert time.monotonic()-start<200                                # the notebook alone takes 300 s
+
+
+# ---- screens, and inputs that change ----------------------------------------------------------------------------------------------------
+
+HFF = 'from hff.cli import main; raise SystemExit(main())'
+PICTURE = next((Path(__file__).parent/'data').rglob('*.jpg'))
+
+def test_files_are_written_though_nobody_reads_the_screen(tmp_path):
+    "`hff predict ... | true`"
+    p = subprocess.Popen([sys.executable, '-c', HFF, 'predict', PICTURE, '--csv', tmp_path/'t.csv', '--json', tmp_path/'t.json', '--overlay', tmp_path/'over'],
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | dict(TQDM_DISABLE='1'), text=True)
+    p.stdout.close()
+    with p: err = p.stderr.read()
+    assert 'Traceback' not in err and all((tmp_path/n).exists() for n in ('t.csv', 't.json', 'over')), err
+
+
+def test_a_name_outside_of_the_terminals_alphabet(tmp_path):
+    (tmp_path/'日本.jpg').write_bytes(PICTURE.read_bytes())
+    out = python(HFF, 'predict', tmp_path, '--csv', tmp_path/'t.csv', PYTHONIOENCODING='latin-1')
+    assert '\\u65e5\\u672c.jpg' in out and '日本.jpg' in (tmp_path/'t.csv').read_text(encoding='utf-8')
+
+
+@pytest.mark.parametrize('closed', ['1>&-', '2>&-', '0<&- 1>&- 2>&-'])
+def test_without_standard_streams_notebooks_run(closed, tmp_path):
+    code = f"import sys; from hff.cli import _streams; _streams(); from pathlib import Path; from hff.reproduce import run_notebooks; run_notebooks([Path({str(tmp_path/'a.ipynb')!r})], 'smoke', (0,), Path({str(tmp_path/'out')!r}), 1)"
+    from test_reproduce import toy_book
+    toy_book(tmp_path/'a.ipynb', f"open({str(tmp_path/'ran')!r}, 'w').close()")
+    subprocess.run(['bash', '-c', f'exec "$0" -c "$1" {closed}', sys.executable, code], env=os.environ | dict(HFF_RUNS=str(tmp_path/'runs')), timeout=300)
+    assert (tmp_path/'ran').exists()
+
+
+def test_notebooks_go_on_when_the_reader_is_gone(tmp_path, monkeypatch):
+    from test_reproduce import toy_book
+    monkeypatch.setenv('HFF_RUNS', str(tmp_path/'runs'))
+    def gone(*a, **k): raise BrokenPipeError
+    monkeypatch.setattr('hff.reproduce.print', gone, raising=False)
+    done = run_notebooks([toy_book(tmp_path/f'{n}.ipynb', 'x = 1') for n in 'ab'], 'smoke', (0,), tmp_path/'out', 1)
+    assert done.ok.tolist()==[True, True]
+
+
+def test_workers_take_no_module_of_the_current_folder(tmp_path):
+    from hff.paths import child_env
+    (tmp_path/'random.py').write_text('raise SystemExit("the wrong one")')
+    r = subprocess.run([sys.executable, '-c', 'import random, hff; print(random.__file__)'], cwd=tmp_path, env=child_env(), capture_output=True, text=True)
+    assert r.returncode==0 and str(tmp_path) not in r.stdout
+
+
+def crops_id(root, **settings):
+    "Id of the crops of one clip"
+    from dataclasses import asdict
+    from hff.extract import faces_id, make_cropping
+    from test_extract import manifest
+    return faces_id(manifest([next(p.name for p in root.iterdir() if p.is_dir())]), root, **asdict(make_cropping(**settings)))
+
+def test_changed_pictures_of_a_clip_are_other_crops(tmp_path):
+    "Of the same names; and of the same sizes"
+    (clip := tmp_path/'clip').mkdir()
+    for i in range(4): cv2.imwrite(str(clip/f'{i:03}.bmp'), np.full((8, 8, 3), i, np.uint8))
+    was = crops_id(tmp_path)
+    for i in range(4): cv2.imwrite(str(clip/f'{i:03}.bmp'), np.full((8, 8, 3), 9-i, np.uint8))
+    assert crops_id(tmp_path)!=was
+    (clip/'loop').symlink_to(clip); (clip/'nowhere').symlink_to(tmp_path/'gone')
+    assert len(crops_id(tmp_path))==12
+
+
+def test_a_changed_detector_gives_other_crops(tmp_path, monkeypatch):
+    (tmp_path/'clip').mkdir(); monkeypatch.syspath_prepend(str(tmp_path))
+    (own := tmp_path/'own_boxes.py').write_text('def f(image): return []')
+    known = crops_id(tmp_path)
+    plugin('own_boxes:f', DETECTORS); was = crops_id(tmp_path, detector='own_boxes:f')
+    own.write_text('def f(image): return [1]')
+    assert crops_id(tmp_path, detector='own_boxes:f')!=was and crops_id(tmp_path)==known
+
+
+@pytest.mark.parametrize('code, said', [('1/0', 'division by zero'), ('def f(:', 'invalid syntax'), ("open('/nofile')", 'No such file'), ('raise AssertionError', 'AssertionError')])
+def test_a_detector_that_cannot_be_loaded_is_named(code, said, tmp_path, monkeypatch):
+    name = 'bad_'+str(abs(hash(code)))
+    (tmp_path/f'{name}.py').write_text(code); monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(HffError, match=f'Cannot load {name}:f: .*{said}'): plugin(f'{name}:f', DETECTORS)
+
+
+@pytest.mark.parametrize('shape', [(10, 20000), (20000, 10), (1, 1), (1, 3000)])
+def test_thin_pictures_have_no_face(shape): assert detect_faces(np.zeros((*shape, 3), np.uint8))==[]
+
+
+def test_a_film_of_uneven_pace(tmp_path):
+    "As a telephone writes it: five frames in a fifth of a second, then one every two"
+    from hff.inference import predict
+    from hff.overlays import overlay_video
+    from hff.video import encode, frame_clock, probe_video
+    at = lambda i: i/25 if i<5 else .2+2*(i-5)
+    encode(tmp_path/'phone.mp4', [cv2.resize(PEOPLE[0], (160, 160))]*8, at=at)
+    t = predict(tmp_path/'phone.mp4', frames=100)
+    assert t.time.tolist()==pytest.approx([at(i) for i in range(8)], abs=1e-3) and t.status.eq('ok').all()
+    overlay_video(tmp_path/'phone.mp4', t, tmp_path/'over.mp4')
+    clock, even = frame_clock(tmp_path/'over.mp4', probe_video(tmp_path/'over.mp4')['fps'])
+    assert not even and [clock(i) for i in range(8)]==pytest.approx([at(i) for i in range(8)], abs=1e-3)
+
+
+def test_a_dry_run_looks_at_the_data_it_is_given(tmp_path, monkeypatch):
+    "What was trained on other data is not finished; a folder that is not there is said"
+    import pandas as pd
+    import hff.reproduce
+    monkeypatch.chdir(Path(__file__).parent.parent); monkeypatch.setenv('HFF_RUNS', str(tmp_path/'runs'))
+    (tmp_path/'ff').mkdir(); (tmp_path/'one').mkdir()
+    monkeypatch.setattr(hff.reproduce, 'manifest_of', lambda data, name, quality: (pd.DataFrame(), data.root))
+    monkeypatch.setattr('hff.extract.faces_id', lambda m, where, **s: Path(where).name)
+    names = hff.reproduce.plan('smoke', ('figure2',)).run
+    from dataclasses import asdict, replace
+    from hff.experiments import all_runs
+    first = all_runs(('table1',), 'smoke').recipe[0]
+    (d := tmp_path/'runs/smoke/x').mkdir(parents=True); (d/'done.json').write_text('{}')
+    (d/'recipe.json').write_text(json.dumps(asdict(replace(first, data='one')), default=list))
+    state = lambda **k: hff.reproduce.plan('smoke', ('figure2',), **k).status.ne('to train').sum()
+    assert len(names)==4 and state()==1 and state(data_root=str(tmp_path/'one'))==1 and state(data_root=str(tmp_path/'ff'))==0
+    with pytest.raises(HffError, match='No folder .*nowhere'): state(data_root=str(tmp_path/'nowhere'))
+    with pytest.raises(HffError, match='No folder .*gone'): state(data_root=str(tmp_path/'ff'), cross=dict(dfd=str(tmp_path/'gone')))
