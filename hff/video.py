@@ -317,8 +317,8 @@ def frame_clock(
 )->tuple: # function from frame number to seconds after the first frame, nan when nothing is known; is the pace even?
     "When frames are shown: telephones and recorders of screens write them at an uneven pace"
     even = lambda i: i/fps if fps else math.nan
-    stamps = [(p.pts, p.time_base) for p in _packets(path) if p.size]
-    if len(stamps)<2 or any(t is None or b is None for t, b in stamps): return even, True
-    t = np.sort([float(t*b) for t, b in stamps]); t -= t[0]
+    t = np.sort(np.fromiter((math.nan if p.pts is None or p.time_base is None else float(p.pts*p.time_base) for p in _packets(path) if p.size), float))
+    if len(t)<2 or np.isnan(t[-1]): return even, True
+    t -= t[0]
     if np.diff(t).min()<1e-4 or fps and np.abs(t-np.arange(len(t))/fps).max()<1/fps: return even, True
     return (lambda i: float(t[i]) if i<len(t) else float(t[-1]+(i-len(t)+1)*t[-1]/(len(t)-1))), False
