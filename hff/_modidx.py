@@ -193,6 +193,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                          'hff.cli._note': ('cli.html#_note', 'hff/cli.py'),
                          'hff.cli._oddities': ('cli.html#_oddities', 'hff/cli.py'),
                          'hff.cli._options': ('cli.html#_options', 'hff/cli.py'),
+                         'hff.cli._overlays': ('cli.html#_overlays', 'hff/cli.py'),
                          'hff.cli._print_calibration': ('cli.html#_print_calibration', 'hff/cli.py'),
                          'hff.cli._print_metrics': ('cli.html#_print_metrics', 'hff/cli.py'),
                          'hff.cli._published': ('cli.html#_published', 'hff/cli.py'),

@@ -437,11 +437,14 @@ def predict(
     for k in ('note', 'calibration'): _note(t.attrs[k])
     if skipped := t.attrs['skipped']: _note('not pictures or videos, left out: '+', '.join(f'{n} x {k}' for k, n in skipped.items()))
     said = summary(t).round(3).to_string(index=False)
-    if overlay:
-        from hff.overlays import write_overlays
-        said += '\n'+write_overlays(t, source, overlay, None if heat=='none' else drawn, 'gradcam' if heat=='none' else heat).to_string(index=False)
-    typer.echo(said)
+    try:
+        if overlay: said += '\n'+_overlays(t, source, overlay, heat, drawn).to_string(index=False)
+    finally: typer.echo(said)
     if not t.status.eq('ok').any(): raise HffError(f"No face was scored in {source}: the table says why")
+
+def _overlays(t, source, folder, heat, model):
+    from hff.overlays import write_overlays
+    return write_overlays(t, source, folder, None if heat=='none' else model, 'gradcam' if heat=='none' else heat)
 
 def _engine(checkpoint, device, engine, precision, overlay, heat):
     "What scores, and what heat maps are taken from"
