@@ -224,11 +224,11 @@ def test_a_dead_worker_loses_only_the_run_it_was_at(faces, tmp_path):
 
 
 def test_a_worker_that_cannot_start_says_why(faces, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path/'hff.py').write_text('raise ImportError("no hff here")')
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    (tmp_path/'tqdm.py').write_text('raise ImportError("no tqdm here")')
     todo = [replace(recipe, seed=s) for s in (0, 1)]
     with pytest.raises(HffError, match='2 of 2 runs failed: .*: exit code 1, see stderr.txt'): run_all(todo, faces, tmp_path)
-    assert all('no hff here' in (tmp_path/r.name/'stderr.txt').read_text() for r in todo)
+    assert all('no tqdm here' in (tmp_path/r.name/'stderr.txt').read_text() for r in todo)
 
 
 def test_nested_shares_of_the_people():
