@@ -14,7 +14,7 @@ from matplotlib.patches import FancyBboxPatch
 from torch import Tensor
 
 from .backbones import PARTS
-from .explain import evaluating
+from .scores import evaluating
 from .paths import HffError
 from .report import BLUE, GREY, ORANGE, RED
 

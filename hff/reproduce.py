@@ -11,13 +11,14 @@ __all__ = ['ANALYSES', 'NETWORK_BOOKS', 'STUDY_BOOKS', 'STEPS', 'Data', 'open_da
 # %% ../nbs/61_reproduce.ipynb #6afdb904
 import json, os, sys, time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -388,8 +389,9 @@ def run_notebooks(
     from jupyter_core.utils import ensure_event_loop
     from papermill.iorw import papermill_io
     papermill_io.get_handler('local').cwd(None)                                       # threads of an earlier call may have left theirs, and papermill goes there to read and write
+    for_kernels = dict(TQDM_DISABLE='1', OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS', '1'))       # no bars in stored outputs, a core each
     params = dict(preset=str(preset), out_dir=str(out_dir), scores=str(Path(out_dir)/'scores'))
-    with _environment(TQDM_DISABLE='1', OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS', '1')), ThreadPoolExecutor(jobs) as pool, progress(total=len(books), desc='notebooks') as bar:
+    with patch.dict(os.environ, for_kernels), ThreadPoolExecutor(jobs) as pool, progress(total=len(books), desc='notebooks') as bar:
         def one(b):
             further = dict(data_root=str(data_root), cross=cross or {}, jobs=1) if b.stem in NETWORK_BOOKS else {}
             r = run_notebook(b, runs_root(preset)/'notebooks'/b.name, seeds=_seeds(b, seeds, out_dir), **params, **further)
@@ -408,17 +410,6 @@ def run_notebooks(
 def _say(text):
     "A reader of the screen that is gone, as in `hff reproduce | head`, ends nothing"
     with suppress(OSError): print(text, flush=True)
-
-@contextmanager
-def _environment(**more):
-    "Variables for kernels, which take this process's environment: no bars in stored outputs, a core each"
-    was = {k: os.environ.get(k) for k in more}
-    os.environ.update(more)
-    try: yield
-    finally:
-        for k, v in was.items():
-            if v is None: os.environ.pop(k, None)
-            else: os.environ[k] = v
 
 def _end_kernels(asked):
     "Kernels are in a session of their own, where no Ctrl-C of a terminal reaches them; one may be about to start"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCORE_COLUMNS', 'FURTHER_COLUMNS', 'STATUSES', 'check_scores', 'write_scores', 'read_scores', 'logit_of',
-           'rows_digest', 'score_images', 'loading', 'score_faces']
+           'rows_digest', 'evaluating', 'score_images', 'loading', 'score_faces']
 
 # %% ../nbs/41_scores.ipynb #1ad9ec1f
 import hashlib
@@ -85,6 +85,16 @@ def rows_digest(
     return hashlib.sha256(''.join([','.join(columns)+'\n', *sorted(lines)]).encode()).hexdigest()
 
 # %% ../nbs/41_scores.ipynb #953c30c6
+@contextmanager
+def evaluating(
+    model, # a torch module
+):
+    "Eval mode inside, afterwards each module's mode of before"
+    modes = [(m, m.training) for m in model.modules()]
+    try: yield model.eval()
+    finally:
+        for m, was in modes: m.training = was
+
 def score_images(
     model, # returns an output with `.logits` (B, 2)
     images, # tensor, uint8 (N, 3, H, W)
@@ -93,13 +103,9 @@ def score_images(
     "Raw logit difference of each image; the mode of each module is put back afterwards"
     import torch                                                                       # here: tables of scores do without
     from hff.datasets import normalise
-    modes, device = [(m, m.training) for m in model.modules()], next(model.parameters()).device
-    model.eval()
-    try:
-        with torch.inference_mode():
-            z = [model(normalise(x.to(device))).logits.double().cpu() for x in images.split(batch_size)]
-    finally:
-        for m, was in modes: m.training = was
+    device = next(model.parameters()).device
+    with evaluating(model), torch.inference_mode():
+        z = [model(normalise(x.to(device))).logits.double().cpu() for x in images.split(batch_size)]
     z = torch.cat(z) if z else torch.zeros(0, 2, dtype=torch.float64)
     return (z[:,1]-z[:,0]).numpy()
 
